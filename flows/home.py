@@ -1,0 +1,41 @@
+"""The home folder: everything that a run leaves lies under it, other tools' caches included."""
+
+import os
+from pathlib import Path
+
+DEFAULT = Path("hqinet-home")
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables that keep Prefect, MLflow, Dask, Matplotlib and torch inside `home`, and silent.
+
+    They are read when those packages are imported, so they must stand in the environment before.
+    """
+    return {
+        "HQINET_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect/prefect.db",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "DASK_CONFIG": str(home / "cache" / "dask"),
+        "MPLCONFIGDIR": str(home / "cache" / "matplotlib"),
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "cache" / "torch"),
+        "TRITON_CACHE_DIR": str(home / "cache" / "triton"),
+    }
+
+
+def enter(home: Path) -> Path:
+    """Make `home` the home of this process and its children; returns it as an absolute path."""
+    home = home.expanduser().absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ.update(environment(home))
+    return home
+
+
+def inherit() -> None:
+    """Take the home that the environment names, as a flow run started by a worker must."""
+    home = Path(os.environ.get("HQINET_HOME", DEFAULT)).expanduser().absolute()
+    for name, value in environment(home).items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,82 @@
+"""One typed settings tree, read from HQINET_* variables; its parts are the flows' parameters.
+
+*Where* things live (home, dataset, tracking server) comes from the environment alone, so that a
+scheduled run and a run by hand on one machine meet in the same place. *What* to do is a flow's
+parameter, so that Prefect's page shows it as a filled form.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flows.home import DEFAULT
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and no key is silently ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestSettings(Section):
+    """How a cohort is read, checked and split."""
+
+
+class ClusterSettings(Section):
+    """Where Dask runs."""
+
+
+class TrainSettings(Section):
+    """How a training run uses the machine; what it learns is the recipe's business."""
+
+    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$", description="Where to compute.")
+    processes: int = Field(
+        1, ge=1, description="Training processes on this machine; one for each GPU."
+    )
+    retries: int = Field(
+        2, ge=0, description="How often a failed training task is taken up from its checkpoint."
+    )
+
+
+class EvaluateSettings(Section):
+    """How volumes are restored and measured."""
+
+    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$", description="Where to compute.")
+    batch: int = Field(8, ge=1, description="Slices restored at once; bounds the memory.")
+
+
+class Settings(BaseSettings):
+    """The whole tree. `HQINET_HOME=/data/ct HQINET_TRAIN__DEVICE=cpu` sets two of its leaves."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HQINET_", env_nested_delimiter="__", extra="ignore", frozen=True
+    )
+
+    home: Path = Field(DEFAULT, description="Everything that a run leaves lies under here.")
+    dataset: str = Field("", description="Folder or object-store URL; default: HOME/dataset.")
+    tracking_uri: str = Field("", description="MLflow server; default: a database under HOME.")
+    ingest: IngestSettings = IngestSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def dataset_url(self) -> str:
+        """Where the dataset lives."""
+        return self.dataset or str(self.home.absolute() / "dataset")
+
+    @property
+    def runs(self) -> Path:
+        """Training runs: one folder each, with checkpoint and curves."""
+        return self.home.absolute() / "runs"
+
+    @property
+    def reports(self) -> Path:
+        """Evaluation reports: one folder each."""
+        return self.home.absolute() / "reports"
+
+    @property
+    def scratch(self) -> Path:
+        """Volumes under construction and Dask's spill; safe to delete when nothing runs."""
+        return self.home.absolute() / "scratch"
