@@ -1,0 +1,206 @@
+"""The parts HQINet is built of, each named as the papers name it.
+
+Every map is `(n, channels, rows, columns)`. Sources: He et al. 2016 (bottleneck), Roy et al. 2018
+(scSE), Chen et al. 2018 (ASPP with depthwise separable convolutions), Lu et al. 2021 (the rest).
+"""
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
+
+Norm = Literal["batch", "group", "none"]
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Return the normalisation that follows a convolution with `channels` outputs."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "group":
+        return nn.GroupNorm(gcd(32, channels), channels)
+    return nn.Identity()
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution that keeps the size (over `stride`), its norm, and a ReLU if `active`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        norm: Norm,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        active: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias=norm == "none",
+        )
+        self.norm = norm_layer(norm, outputs)
+        self.act = nn.ReLU(inplace=True) if active else nn.Identity()
+
+
+class SCSE(nn.Module):
+    """Concurrent spatial and channel squeeze and excitation, branches added (Roy et al. 2018).
+
+    `x * sigmoid(W2 relu(W1 mean(x))) + x * sigmoid(w . x)`; shape is kept.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        squeezed = max(channels // reduction, 1)
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.excite = nn.Conv2d(squeezed, channels, 1)
+        self.spatial = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, c, h, w) -> (n, c, h, w)`."""
+        mean = x.mean((2, 3), keepdim=True)
+        channel = torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
+        return x * (channel + torch.sigmoid(self.spatial(x)))
+
+
+class Bottleneck(nn.Module):
+    """Residual block of ResNet-50: 1x1, 3x3 (which carries the stride), 1x1, and the shortcut.
+
+    With `scse` the excitation acts on the residual branch before the addition, the other reading
+    of where scSE sits.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int = 1, norm: Norm, scse: bool = False
+    ) -> None:
+        super().__init__()
+        narrow = outputs // 4
+        self.reduce = ConvNorm(inputs, narrow, 1, norm=norm)
+        self.conv = ConvNorm(narrow, narrow, 3, stride=stride, norm=norm)
+        self.expand = ConvNorm(narrow, outputs, 1, norm=norm, active=False)
+        self.scse = SCSE(outputs) if scse else nn.Identity()
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and inputs == outputs
+            else ConvNorm(inputs, outputs, 1, stride=stride, norm=norm, active=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)`."""
+        residual = self.scse(self.expand(self.conv(self.reduce(x))))
+        return F.relu(residual + self.shortcut(x))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling with depthwise separable convolutions (Chen et al. 2018).
+
+    Branches: 1x1, one depthwise separable 3x3 for each rate, and image pooling; concatenated and
+    mixed by a 1x1. The pooled branch has no norm: its map is one pixel, of which a batch of one
+    has no statistics.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, rates: Sequence[int] = (6, 12, 18), norm: Norm
+    ) -> None:
+        super().__init__()
+        self.pointwise = ConvNorm(inputs, outputs, 1, norm=norm)
+        self.atrous = nn.ModuleList(
+            nn.Sequential(
+                ConvNorm(inputs, inputs, 3, dilation=rate, groups=inputs, norm=norm),
+                ConvNorm(inputs, outputs, 1, norm=norm),
+            )
+            for rate in rates
+        )
+        self.pooled = nn.Conv2d(inputs, outputs, 1)
+        self.project = ConvNorm(outputs * (len(rates) + 2), outputs, 1, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, inputs, h, w) -> (n, outputs, h, w)`."""
+        pooled = F.relu(self.pooled(x.mean((2, 3), keepdim=True)))
+        branches = [self.pointwise(x), *(branch(x) for branch in self.atrous)]
+        return self.project(torch.cat([*branches, pooled.expand_as(branches[0])], dim=1))
+
+
+class DecoderBlock(nn.Module):
+    """Bilinear 2x up, concatenation with the narrowed encoder map, two 3x3 convolutions."""
+
+    def __init__(
+        self, inputs: int, skip: int, outputs: int, *, narrowed: int = 48, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.narrow = ConvNorm(skip, narrowed, 1, norm=norm)
+        self.mix = ConvNorm(inputs + narrowed, outputs, 3, norm=norm)
+        self.refine = ConvNorm(outputs, outputs, 3, norm=norm)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """`(n, inputs, h, w), (n, skip, 2h, 2w) -> (n, outputs, 2h, 2w)`."""
+        up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.refine(self.mix(torch.cat([up, self.narrow(skip)], dim=1)))
+
+
+def conv_of_upsampled(x: Tensor, weight: Tensor, scale: int) -> Tensor:
+    """3x3 convolution (zero padding) of the bilinearly upsampled map, mixing channels first.
+
+    A convolution is the sum of nine shifted channel mixings, and both shift and mixing commute
+    with upsampling along the other axis or over pixels. So channels are mixed at low resolution,
+    and rows and columns are upsampled, shifted and summed one after the other: identical to
+    `conv2d(interpolate(x, scale), weight, padding=1)` up to rounding, borders included, for
+    `1 / scale**2` of the multiplications.
+
+    `x`: (n, c, h, w); `weight`: (outputs, c, 3, 3); returns (n, outputs, h * scale, w * scale).
+    """
+    if scale == 1:
+        return F.conv2d(x, weight, padding=1)
+    outputs = weight.shape[0]
+    left, middle, right = (
+        F.interpolate(
+            F.conv2d(x, weight[..., tap].movedim(2, 0).flatten(0, 1)[..., None, None]),
+            scale_factor=(1.0, float(scale)),
+            mode="bilinear",
+            align_corners=False,
+        )
+        for tap in range(3)
+    )
+    columns = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))
+    above, centre, below = (
+        F.interpolate(tap, scale_factor=(float(scale), 1.0), mode="bilinear", align_corners=False)
+        for tap in columns.split(outputs, dim=1)
+    )
+    return F.pad(above, (0, 0, 1, -1)) + centre + F.pad(below, (0, 0, -1, 1))
+
+
+class Reconstruction(nn.Module):
+    """All decoder maps upsampled to full resolution, concatenated, 3x3 convolution, 1x1 to one.
+
+    The 3x3 convolution is split over the maps it would see concatenated, see
+    `conv_of_upsampled`; `scales` are the factors from each map to full resolution.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], scales: Sequence[int], outputs: int, *, norm: Norm
+    ) -> None:
+        super().__init__()
+        self.channels, self.scales = tuple(channels), tuple(scales)
+        self.mix = ConvNorm(sum(channels), outputs, 3, norm=norm)
+        self.out = nn.Conv2d(outputs, 1, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """`[(n, c_i, h / scale_i, w / scale_i)] -> (n, 1, h, w)`."""
+        weights = self.mix.conv.weight.split(self.channels, dim=1)
+        parts = zip(maps, weights, self.scales, strict=True)
+        mixed = sum(conv_of_upsampled(x, weight, scale) for x, weight, scale in parts)
+        if self.mix.conv.bias is not None:
+            mixed = mixed + self.mix.conv.bias[:, None, None]
+        return self.out(self.mix.act(self.mix.norm(mixed)))

@@ -1,0 +1,148 @@
+"""HQINet (Lu et al. 2021): three low-dose slices in, the middle full-dose slice out.
+
+A network here is a module `(windows, noise) -> restored`: `windows` (n, 3, h, w) float32, three
+successive low-dose slices in [0, 1] (`hqinet.sampling.normalise`); `noise` (n,) float32, the noise
+level of the middle slice in the same unit; `restored` (n, 1, h, w). `build` makes one from a
+recipe. `hqinet.inference.Restorer` puts HU and the noise estimate around it.
+"""
+
+from collections import OrderedDict
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from hqinet.blocks import ASPP, SCSE, Bottleneck, ConvNorm, DecoderBlock, Reconstruction
+from hqinet.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
+from hqinet.redcnn import REDCNN
+
+STAGE_DEPTHS = (3, 4, 6, 3)
+STAGE_WIDTHS = (256, 512, 1024, 2048)
+DECODER_WIDTHS = (256, 128, 64, 64)
+STEM_WIDTH = 64
+ASPP_WIDTH = 256
+NARROWED_SKIP = 48
+RECONSTRUCTION_WIDTH = 64
+ENCODER_STRIDE = 8
+"""Of stages two to four, which halve the map once each."""
+INIT_SD = 0.01
+INPUT_CHANNELS = 3
+
+
+def build(recipe: ModelRecipe, seed: int) -> nn.Module:
+    """Return the untrained network of a recipe; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        match recipe:
+            case HQINetRecipe():
+                return HQINet(recipe)
+            case REDCNNRecipe():
+                return REDCNN(recipe.channels)
+            case _:
+                assert_never(recipe)
+
+
+class HQINet(nn.Module):
+    """Encoder of ResNet-50 with scSE, ASPP, four decoder blocks, multi-scale reconstruction."""
+
+    def __init__(self, recipe: HQINetRecipe) -> None:
+        super().__init__()
+        self.output = recipe.output
+        norm = recipe.norm
+        narrowed = recipe.channels(NARROWED_SKIP)
+        stem = recipe.channels(STEM_WIDTH)
+        stages = [recipe.channels(width) for width in STAGE_WIDTHS]
+        decoders = [recipe.channels(width) for width in DECODER_WIDTHS]
+        first_stride, second_stride = recipe.stem_strides
+        self.multiple = ENCODER_STRIDE * first_stride * second_stride
+
+        inputs = 2 * INPUT_CHANNELS if recipe.output == "noise_residual" else INPUT_CHANNELS
+        self.stem = ConvNorm(inputs, stem, 3, stride=first_stride, norm=norm)
+        self.stem_down = ConvNorm(stem, stem, 3, stride=second_stride, norm=norm)
+        self.stages = nn.ModuleList(
+            _stage(before, after, depth, first=before == stem, recipe=recipe)
+            for before, after, depth in zip([stem, *stages], stages, STAGE_DEPTHS, strict=False)
+        )
+        aspp = recipe.channels(ASPP_WIDTH)
+        self.aspp = ASPP(stages[-1], aspp, norm=norm)
+        skips = [*reversed(stages[:-1]), stem]
+        self.decoder = nn.ModuleList(
+            DecoderBlock(before, skip, after, narrowed=narrowed, norm=norm)
+            for before, skip, after in zip([aspp, *decoders], skips, decoders, strict=False)
+        )
+        self.reconstruction = Reconstruction(
+            decoders,
+            [scale * first_stride for scale in (8, 4, 2, 1)],
+            recipe.channels(RECONSTRUCTION_WIDTH),
+            norm=norm,
+        )
+        initialise(self, recipe)
+
+    def forward(self, windows: Tensor, noise: Tensor) -> Tensor:
+        """`(n, 3, h, w) in [0, 1], (n,) -> (n, 1, h, w)`, for any h and w."""
+        rows, columns = windows.shape[-2:]
+        middle = windows[:, 1:2]
+        if self.output == "direct":
+            return self._network(windows)[..., :rows, :columns]
+        if self.output == "residual":
+            return middle + self._network(windows)[..., :rows, :columns]
+        scale = noise.view(-1, 1, 1, 1)
+        contrast = torch.asinh((windows - middle.mean((2, 3), keepdim=True)) / scale)
+        residual = self._network(torch.cat([windows, contrast], dim=1))
+        return middle + scale * residual[..., :rows, :columns]
+
+    def _network(self, x: Tensor) -> Tensor:
+        """Encode, decode and reconstruct; both sides of the result are whole multiples."""
+        rows, columns = x.shape[-2:]
+        margins = (0, -columns % self.multiple, 0, -rows % self.multiple)
+        skips = [self.stem(F.pad(x, margins, mode="replicate"))]
+        x = self.stem_down(skips[0])
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        x = self.aspp(skips.pop())
+        maps = []
+        for block in self.decoder:
+            x = block(x, skips.pop())
+            maps.append(x)
+        return self.reconstruction(maps)
+
+
+def _stage(
+    inputs: int, outputs: int, depth: int, *, first: bool, recipe: HQINetRecipe
+) -> nn.Sequential:
+    """One of the paper's four residual blocks: `depth` bottlenecks, closed by scSE."""
+    each = recipe.scse == "bottleneck"
+    blocks = [
+        Bottleneck(
+            inputs if i == 0 else outputs,
+            outputs,
+            stride=2 if i == 0 and not first else 1,
+            norm=recipe.norm,
+            scse=each,
+        )
+        for i in range(depth)
+    ]
+    named = OrderedDict((f"bottleneck{i + 1}", block) for i, block in enumerate(blocks))
+    if not each:
+        named["scse"] = SCSE(outputs)
+    return nn.Sequential(named)
+
+
+def initialise(network: HQINet, recipe: HQINetRecipe) -> None:
+    """Draw the weights: `paper`, a Gaussian of SD 0.01 cut at two SD; `he`, He et al. 2015.
+
+    Biases are 0, norms 1 and 0. Where the output is a residual, the last convolution starts at
+    zero, so that the untrained network returns its input.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            if recipe.init == "paper":
+                nn.init.trunc_normal_(module.weight, std=INIT_SD, a=-2 * INIT_SD, b=2 * INIT_SD)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if recipe.output != "direct":
+        nn.init.zeros_(network.reconstruction.out.weight)
