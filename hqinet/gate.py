@@ -1,0 +1,209 @@
+"""The gate: whether a challenger may take the champion's place, rule by rule.
+
+A pure judgement of per-patient tables against a typed policy; who asks, and what follows, is the
+business of the flows. Every rule is always judged, so that a refusal names all of its reasons.
+"""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hqinet.metrics import METRICS
+from hqinet.scene import TISSUES
+from hqinet.statistics import bootstrap_means, differences
+
+
+class PolicyError(Exception):
+    """A policy that cannot be read; the message is one line that says what to mend."""
+
+
+class Policy(BaseModel):
+    """What a challenger must show. Differences are signed so that more is better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    primary: str = Field(
+        "psnr", description="Metric that decides; a name in hqinet.metrics.METRICS."
+    )
+    margin: float = Field(0.1, description="Least mean gain over the champion, in its unit.")
+    confidence: float = Field(
+        0.9,
+        gt=0.5,
+        lt=1,
+        description="Share of bootstrap samples of patients that gain the margin.",
+    )
+    anatomy_loss: float = Field(
+        0.1, ge=0, description="Most that the mean of any one anatomy may lose to the champion."
+    )
+    patient_loss: float = Field(
+        0.5, ge=0, description="Most that any one patient may lose to the champion."
+    )
+    hu_bias: float = Field(
+        10.0,
+        gt=0,
+        description="Largest mean HU bias allowed in a tissue of an anatomy, either sign.",
+    )
+
+
+class Outcome(BaseModel):
+    """One rule's figure, what was required, and whether it passed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rule: str
+    passed: bool
+    figure: float | None
+    required: str
+    reason: str
+
+
+class Verdict(BaseModel):
+    """The judgement of all rules; `passed` only if each one passed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    passed: bool
+    outcomes: list[Outcome]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it was refused; empty for a pass."""
+        return [outcome.reason for outcome in self.outcomes if not outcome.passed]
+
+
+def load_policy(name_or_path: str) -> Policy:
+    """Read a policy: a name in hqinet/policies or a TOML file. Raises PolicyError."""
+    file = Path(name_or_path)
+    if file.suffix != ".toml":
+        file = Path(str(resources.files("hqinet"))) / "policies" / f"{name_or_path}.toml"
+    try:
+        policy = Policy(**tomllib.loads(file.read_text()))
+    except FileNotFoundError:
+        raise PolicyError(f"no policy {name_or_path!r}; give a name or a .toml file") from None
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise PolicyError(f"policy {file.name}: {' '.join(str(error).split())}") from None
+    if policy.primary not in METRICS:
+        raise PolicyError(f"policy {file.name}: primary {policy.primary!r} is none of {[*METRICS]}")
+    return policy
+
+
+def judge(
+    policy: Policy,
+    challenger: pd.DataFrame,
+    champion: pd.DataFrame | None,
+    lineage: dict[str, Any],
+) -> Verdict:
+    """Judge a challenger.
+
+    challenger, champion: `per_patient` frames with the images "low" and "restored", of the same
+    patients on the same commit; no champion: only the rules that need none apply.
+    lineage: what the version says of its making; an empty value counts as missing.
+    """
+    outcomes = [
+        _lineage(lineage),
+        _against_low(policy, challenger),
+        *_bias(policy, challenger),
+        *(_against_champion(policy, challenger, champion) if champion is not None else ()),
+    ]
+    return Verdict(passed=all(outcome.passed for outcome in outcomes), outcomes=outcomes)
+
+
+def _lineage(lineage: dict[str, Any]) -> Outcome:
+    missing = sorted(name for name, value in lineage.items() if value in ("", None, []))
+    return Outcome(
+        rule="lineage complete",
+        passed=not missing,
+        figure=len(missing),
+        required="0 missing",
+        reason=f"lineage lacks {', '.join(missing)}" if missing else "every tag is there",
+    )
+
+
+def _gain(policy: Policy, ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """Difference in the primary metric, more is better: patient index, anatomy and gain."""
+    paired = differences(ours, theirs)
+    target = METRICS[policy.primary].target
+    sign = 1 if target == "high" else -1
+    return pd.DataFrame({"anatomy": paired["anatomy"], "gain": sign * paired[policy.primary]})
+
+
+def _images(table: pd.DataFrame, image: str) -> pd.DataFrame:
+    return table[table["image"] == image]
+
+
+def _against_low(policy: Policy, challenger: pd.DataFrame) -> Outcome:
+    gain = _gain(policy, _images(challenger, "restored"), _images(challenger, "low"))["gain"]
+    worst = gain.idxmin()
+    unmeasured = sorted(gain.index[gain.isna()])
+    passed = not unmeasured and gain[worst] >= 0
+    return Outcome(
+        rule="no patient worse than low dose",
+        passed=passed,
+        figure=gain[worst],
+        required=">= 0",
+        reason=f"{policy.primary} cannot be measured for {', '.join(unmeasured)}"
+        if unmeasured
+        else f"worst is {worst}: {policy.primary} {gain[worst]:+.3f} against low dose",
+    )
+
+
+def _bias(policy: Policy, challenger: pd.DataFrame) -> list[Outcome]:
+    restored = _images(challenger, "restored").groupby("anatomy")
+    outcomes = []
+    for tissue in TISSUES:
+        bias = restored[f"bias_{tissue}"].mean().dropna()
+        if bias.empty:
+            continue
+        worst = bias.abs().idxmax()
+        outcomes.append(
+            Outcome(
+                rule=f"HU bias in {tissue}",
+                passed=bool(abs(bias[worst]) <= policy.hu_bias),
+                figure=bias[worst],
+                required=f"within +-{policy.hu_bias:g} HU",
+                reason=f"bias in {tissue} of the {worst} is {bias[worst]:+.1f} HU, "
+                f"allowed {policy.hu_bias:g}",
+            )
+        )
+    return outcomes
+
+
+def _against_champion(
+    policy: Policy, challenger: pd.DataFrame, champion: pd.DataFrame
+) -> list[Outcome]:
+    gain = _gain(policy, _images(challenger, "restored"), _images(champion, "restored"))
+    sure = float(np.quantile(bootstrap_means(gain["gain"].to_numpy()), 1 - policy.confidence))
+    anatomies = gain.groupby("anatomy")["gain"].mean()
+    anatomy, patient = anatomies.idxmin(), gain["gain"].idxmin()
+    return [
+        Outcome(
+            rule="gain over the champion",
+            passed=sure >= policy.margin,
+            figure=sure,
+            required=f">= {policy.margin:g} at confidence {policy.confidence:g}",
+            reason=f"{policy.primary} gains {gain['gain'].mean():+.3f} on average over "
+            f"{len(gain)} patients, {sure:+.3f} at confidence {policy.confidence:g}, "
+            f"required {policy.margin:+g}",
+        ),
+        Outcome(
+            rule="no anatomy worse than the champion",
+            passed=bool(anatomies[anatomy] >= -policy.anatomy_loss),
+            figure=anatomies[anatomy],
+            required=f">= {-policy.anatomy_loss:g}",
+            reason=f"the {anatomy} changes by {anatomies[anatomy]:+.3f} in {policy.primary}, "
+            f"allowed {-policy.anatomy_loss:g}",
+        ),
+        Outcome(
+            rule="no patient worse than the champion",
+            passed=bool(gain["gain"][patient] >= -policy.patient_loss),
+            figure=gain["gain"][patient],
+            required=f">= {-policy.patient_loss:g}",
+            reason=f"{patient} changes by {gain['gain'][patient]:+.3f} in {policy.primary}, "
+            f"allowed {-policy.patient_loss:g}",
+        ),
+    ]

@@ -1,0 +1,234 @@
+"""Image quality of restored CT: the paper's metrics, the benchmark's, and a physicist's.
+
+A metric is a function of a `Comparison` that gives (n,) float32: one value a slice, NaN where it is
+not defined (no pixel of a tissue, no noise to remove) and +inf for the PSNR of a perfect slice.
+`hqinet.statistics` leaves both out of averages and counts them. `METRICS` names them all.
+
+Sources: the paper is Lu et al. 2021 (HQINet); the benchmark is Eulig et al. 2024 (LDCT benchmark),
+whose SSIM is scikit-image's default: uniform 7x7 window, sample covariance, border left out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hqinet.scene import TISSUES, Scene, box_mean, gradient, window
+
+SSIM_SIZE = 7
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An image (n, rows, columns) float32 HU against its scene, with what several metrics share."""
+
+    image: Tensor
+    scene: Scene
+
+    @cached_property
+    def error(self) -> Tensor:
+        """Image less reference, HU."""
+        return self.image - self.scene.full
+
+    @cached_property
+    def windowed(self) -> tuple[Tensor, Tensor]:
+        """Image and reference as displayed, 0..1."""
+        return window(self.image, self.scene.window), window(self.scene.full, self.scene.window)
+
+    @cached_property
+    def window_error(self) -> Tensor:
+        """Image less reference as displayed."""
+        return self.windowed[0] - self.windowed[1]
+
+    @cached_property
+    def ssim(self) -> Tensor:
+        """Map of structural similarity as displayed, (n, rows - 6, columns - 6)."""
+        return ssim_map(*self.windowed)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named measure of a slice; `target` says what a perfect slice has."""
+
+    function: Callable[[Comparison], Tensor]
+    unit: str
+    range: str
+    target: Literal["high", "low", "zero", "one"]
+    source: str
+
+
+def normalise(hu: Tensor) -> Tensor:
+    """HU to the paper's range: (HU + 1024) / 4095."""
+    return (hu + 1024) / 4095
+
+
+def l1(c: Comparison) -> Tensor:
+    """Mean absolute difference over the paper's range."""
+    return c.error.abs().mean((1, 2)) / 4095
+
+
+def nmse(c: Comparison) -> Tensor:
+    """Squared error over the reference's energy, over the paper's range; NaN for an empty slice."""
+    error = normalise(c.image) - normalise(c.scene.full)
+    return _ratio(error.square().sum((1, 2)), normalise(c.scene.full).square().sum((1, 2)))
+
+
+def psnr(c: Comparison) -> Tensor:
+    """10 log10(MAX^2 / MSE) in dB, MAX the reference slice's maximum (Eq. 5, slip mended)."""
+    error = normalise(c.image) - normalise(c.scene.full)
+    peak = normalise(c.scene.full).amax((1, 2))
+    return 10 * torch.log10(_ratio(peak.square(), error.square().mean((1, 2)), zero=torch.inf))
+
+
+def mutual_information(c: Comparison) -> Tensor:
+    """Mutual information in nats over a 256 x 256 histogram of [0, 1]."""
+    bins = 256
+    a, b = (
+        (normalise(x) * bins).int().clamp(0, bins - 1).flatten(1) for x in (c.image, c.scene.full)
+    )
+    joint = [torch.bincount(pair, minlength=bins * bins) for pair in a * bins + b]
+    p = torch.stack(joint).reshape(-1, bins, bins) / a.shape[1]
+    return _entropy(p.sum(2)) + _entropy(p.sum(1)) - _entropy(p)
+
+
+def rmse(c: Comparison) -> Tensor:
+    """Root mean squared error in HU, both held to -1024..1900 HU as the benchmark does."""
+    error = c.image.clamp(-1024, 1900) - c.scene.full.clamp(-1024, 1900)
+    return error.square().mean((1, 2)).sqrt()
+
+
+def rmse_body(c: Comparison) -> Tensor:
+    """Root mean squared error in HU inside the body; NaN without body."""
+    error = c.image.clamp(-1024, 1900) - c.scene.full.clamp(-1024, 1900)
+    return _masked_mean(error.square(), c.scene.body).sqrt()
+
+
+def psnr_window(c: Comparison) -> Tensor:
+    """PSNR in dB inside the anatomy's display window, data range 1."""
+    error = c.window_error
+    mse = error.square().mean((1, 2))
+    return 10 * torch.log10(_ratio(torch.ones_like(mse), mse, zero=torch.inf))
+
+
+def psnr_window_body(c: Comparison) -> Tensor:
+    """PSNR in dB inside the display window and inside the body; NaN without body."""
+    error = c.window_error
+    mse = _masked_mean(error.square(), c.scene.body)
+    return 10 * torch.log10(_ratio(torch.ones_like(mse), mse, zero=torch.inf))
+
+
+def ssim_window(c: Comparison) -> Tensor:
+    """Structural similarity inside the display window (uniform 7x7, data range 1)."""
+    return c.ssim.mean((1, 2))
+
+
+def ssim_window_body(c: Comparison) -> Tensor:
+    """Structural similarity inside the display window, averaged inside the body."""
+    border = SSIM_SIZE // 2
+    body = c.scene.body[:, border:-border, border:-border]
+    return _masked_mean(c.ssim, body)
+
+
+def tissue_bias(c: Comparison, *, tissue: str) -> Tensor:
+    """Mean difference from the reference in HU inside a tissue; NaN where there is none."""
+    return _masked_mean(c.error, c.scene.tissues[tissue])
+
+
+def tissue_sd(c: Comparison, *, tissue: str) -> Tensor:
+    """Standard deviation in HU of the difference from the reference inside a tissue."""
+    error, mask = c.error, c.scene.tissues[tissue]
+    mean = _masked_mean(error, mask)
+    return _masked_mean((error - mean[:, None, None]).square(), mask).sqrt()
+
+
+def noise_removed(c: Comparison) -> Tensor:
+    """Share of the added noise's power that is gone, inside the body: 1 all, 0 none, below 0 worse.
+
+    1 - |image - full|^2 / |low - full|^2; NaN where the low-dose slice equals the reference.
+    """
+    left = _masked_mean(c.error.square(), c.scene.body)
+    return 1 - _ratio(left, _masked_mean((c.scene.low - c.scene.full).square(), c.scene.body))
+
+
+def noise_likeness(c: Comparison) -> Tensor:
+    """Correlation of what was removed with the true noise, inside the body; NaN if nothing was.
+
+    Below one, structure was removed with the noise or noise was left.
+    """
+    removed, noise = c.scene.low - c.image, c.scene.low - c.scene.full
+    removed = removed - _masked_mean(removed, c.scene.body)[:, None, None]
+    noise = noise - _masked_mean(noise, c.scene.body)[:, None, None]
+    spread = _masked_mean(removed.square(), c.scene.body) * _masked_mean(
+        noise.square(), c.scene.body
+    )
+    return _ratio(_masked_mean(removed * noise, c.scene.body), spread.sqrt())
+
+
+def edge_sharpness(c: Comparison) -> Tensor:
+    """Share of the reference's edge gradient that is kept, inside the body: below 1 is blurred.
+
+    Sum of grad(image).grad(full) over |grad(full)|^2, on the 5 % steepest pixels of the reference.
+    """
+    slope = gradient(c.scene.full)
+    kept = (gradient(c.image) * slope).sum(1)
+    whole = slope.square().sum(1)
+    return _ratio(_masked_mean(kept, c.scene.edges), _masked_mean(whole, c.scene.edges))
+
+
+METRICS: dict[str, Metric] = {
+    "l1": Metric(l1, "1", "0..1", "low", "paper, Table I"),
+    "nmse": Metric(nmse, "1", "0..", "low", "paper, Table I"),
+    "psnr": Metric(psnr, "dB", "..inf", "high", "paper, Eq. 5 and Table I"),
+    "mi": Metric(mutual_information, "nat", "0..5.55", "high", "paper, Table I"),
+    "psnr_window": Metric(psnr_window, "dB", "..inf", "high", "benchmark"),
+    "ssim_window": Metric(ssim_window, "1", "-1..1", "high", "benchmark"),
+    "rmse": Metric(rmse, "HU", "0..", "low", "benchmark"),
+    "psnr_window_body": Metric(psnr_window_body, "dB", "..inf", "high", "benchmark, in the body"),
+    "ssim_window_body": Metric(ssim_window_body, "1", "-1..1", "high", "benchmark, in the body"),
+    "rmse_body": Metric(rmse_body, "HU", "0..", "low", "benchmark, in the body"),
+    "noise_removed": Metric(noise_removed, "1", "..1", "high", "physics"),
+    "noise_likeness": Metric(noise_likeness, "1", "-1..1", "high", "physics"),
+    "edge_sharpness": Metric(edge_sharpness, "1", "0..", "one", "physics"),
+} | {
+    f"{name}_{tissue}": Metric(partial(function, tissue=tissue), "HU", span, target, "physics")
+    for tissue in TISSUES
+    for name, function, span, target in (
+        ("bias", tissue_bias, "..", "zero"),
+        ("sd", tissue_sd, "0..", "low"),
+    )
+}
+
+
+def measure(image: Tensor, scene: Scene) -> dict[str, Tensor]:
+    """Every metric of `image` (n, rows, columns) float32 HU: name to (n,) float32 on the CPU."""
+    comparison = Comparison(image, scene)
+    return {name: metric.function(comparison).cpu() for name, metric in METRICS.items()}
+
+
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of `x` and `y` (n, rows, columns), data range 1, border left out."""
+    mean_x, mean_y = box_mean(x, SSIM_SIZE), box_mean(y, SSIM_SIZE)
+    unbiased = SSIM_SIZE**2 / (SSIM_SIZE**2 - 1)
+    var_x = unbiased * (box_mean(x * x, SSIM_SIZE) - mean_x * mean_x)
+    var_y = unbiased * (box_mean(y * y, SSIM_SIZE) - mean_y * mean_y)
+    covariance = unbiased * (box_mean(x * y, SSIM_SIZE) - mean_x * mean_y)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.special.xlogy(p, p).flatten(1).sum(1)
+
+
+def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the mask's pixels of each slice; NaN where the mask is empty."""
+    return torch.where(mask, x, 0).sum((1, 2)) / mask.sum((1, 2))
+
+
+def _ratio(above: Tensor, below: Tensor, zero: float = torch.nan) -> Tensor:
+    """Quotient, with `zero` wherever the divisor is zero."""
+    return torch.where(below > 0, above / below, zero)
