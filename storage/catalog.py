@@ -1,0 +1,254 @@
+"""The catalog: a Delta Lake table whose versions are the commits of the dataset.
+
+A commit replaces the whole set of rows, compare-and-swap from the version that was read: who
+decided on older rows gets `Conflict`, reads again and decides again. History is kept for ever.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from storage.errors import Conflict, DatasetError, StorageError
+from storage.location import Location, storage_errors
+
+Status = Literal["accepted", "refused", "reserved"]
+
+_FOREVER = {
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
+_METADATA = "hqinet"
+# Of the delivery, not of the data: another copy of the same files changes them and nothing else.
+_NOT_IN_DIGEST = ("fingerprint",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the catalog: a pair, a refused patient, series or file, or a reserved split.
+
+    Attributes:
+        key: what the row is about: `patient:...`, `series:...` or `file:...`; unique.
+        status: `accepted`; `refused` with code and reason; `reserved`, a patient without data in
+            this commit whose split is remembered (rolled back, or fixed by hand beforehand).
+        source: folder or file below the delivery (hashed when pseudonymising).
+        spacing_z, spacing_y, spacing_x: mm.
+        note: what ingestion did to the data that the reader should know (cropped, clipped).
+        fingerprint: of the files and the rules it was decided from.
+        pixels, sketch: see `storage.volumes.Written`.
+        studies: digests of the StudyInstanceUIDs.
+    """
+
+    key: str
+    cohort: str
+    status: Status
+    patient: str | None = None
+    split: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    source: str | None = None
+    path: str | None = None
+    digest: str | None = None
+    slices: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+    spacing_z: float | None = None
+    spacing_y: float | None = None
+    spacing_x: float | None = None
+    anatomy: str | None = None
+    dose_fraction: float | None = None
+    vendor: str | None = None
+    kernel: str | None = None
+    note: str | None = None
+    fingerprint: str | None = None
+    pixels: str | None = None
+    sketch: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+
+
+_TYPES = {"int | None": pa.int64(), "float | None": pa.float64()}
+SCHEMA = pa.schema(
+    [
+        (f.name, pa.list_(pa.string()) if f.name in ("sketch", "studies") else pa.string())
+        if str(f.type) not in _TYPES
+        else (f.name, _TYPES[str(f.type)])
+        for f in fields(Row)
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One entry of the log.
+
+    Attributes:
+        parent: the commit whose rows it was decided from; None for the empty dataset.
+        action: create, ingest, rollback or splits.
+        counts: accepted, refused and per-split patients after the commit.
+        details: what the action noted (parameters, changed patients).
+    """
+
+    commit: int
+    parent: int | None
+    time: datetime
+    action: str
+    cohort: str | None
+    counts: Mapping[str, int]
+    code_version: str | None
+    details: Mapping[str, Any]
+
+
+def rows_digest(rows: Iterable[Row]) -> str:
+    """SHA-256 of the rows that are data (accepted and refused), whatever their order."""
+    lines = []
+    for row in rows:
+        if row.status != "reserved":
+            values = asdict(row)
+            for name in _NOT_IN_DIGEST:
+                del values[name]
+            lines.append(json.dumps(values, sort_keys=True))
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+class Catalog:
+    """The Delta table at a location."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    def create(self, metadata: Mapping[str, Any]) -> None:
+        """Make the empty table, commit 0, unless there is one."""
+        if self.exists():
+            return
+        try:
+            with storage_errors(str(self.location)):
+                if not self.location.remote:
+                    self.location.store(create=True)
+                DeltaTable.create(
+                    self.location.url,
+                    SCHEMA,
+                    configuration=_FOREVER,
+                    storage_options=self.location.options,
+                    commit_properties=_properties(metadata),
+                )
+        except StorageError:
+            # Two first ingests at once: one of them made it.
+            if not self.exists():
+                raise
+
+    def exists(self) -> bool:
+        """Whether there is a table here."""
+        with storage_errors(str(self.location)):
+            return DeltaTable.is_deltatable(self.location.url, self.location.options)
+
+    def read(self, commit: int | None = None) -> tuple[int, list[Row]]:
+        """The number of a commit (the latest by default) and its rows.
+
+        Raises:
+            DatasetError: no dataset here, or no such commit.
+        """
+        table = self._table(commit)
+        with storage_errors(str(self.location)):
+            content = table.to_pyarrow_table().select(SCHEMA.names).to_pylist()
+        for values in content:
+            values["sketch"] = tuple(values["sketch"] or ())
+            values["studies"] = tuple(values["studies"] or ())
+        return table.version(), sorted((Row(**values) for values in content), key=lambda r: r.key)
+
+    def commit(self, rows: Iterable[Row], *, parent: int, metadata: Mapping[str, Any]) -> int:
+        """Replace all rows, if `parent` is still the latest commit; return the new number.
+
+        Raises:
+            Conflict: another commit came after `parent`.
+        """
+        table = self._table(parent)
+        content = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+        try:
+            write_deltalake(
+                table,
+                content,
+                mode="overwrite",
+                commit_properties=_properties(metadata),
+            )
+        except CommitFailedError as error:
+            raise Conflict(f"{self.location}: a commit after {parent} came first") from error
+        except (OSError, DeltaError):
+            with storage_errors(str(self.location)):
+                raise
+        return parent + 1
+
+    def history(self) -> list[Commit]:
+        """All commits, newest first."""
+        table = self._table(None)
+        with storage_errors(str(self.location)):
+            return [_commit(entry) for entry in table.history()]
+
+    def versions_of(self, name: str) -> set[str]:
+        """All values that a column ever had, in any commit."""
+        values: set[str] = set()
+        for commit in range(self._table(None).version() + 1):
+            with storage_errors(str(self.location)):
+                column = self._table(commit).to_pyarrow_table(columns=[name]).column(name)
+            values.update(v for v in column.to_pylist() if v is not None)
+        return values
+
+    def vacuum(self, *, hours: int, dry_run: bool) -> list[str]:
+        """Files of the table that no commit needs: what a killed writer left."""
+        table = self._table(None)
+        with storage_errors(str(self.location)):
+            return table.vacuum(
+                retention_hours=hours,
+                dry_run=dry_run,
+                enforce_retention_duration=False,
+                full=True,
+                keep_versions=list(range(table.version() + 1)),
+            )
+
+    def _table(self, commit: int | None) -> DeltaTable:
+        try:
+            return DeltaTable(
+                self.location.url, version=commit, storage_options=self.location.options
+            )
+        except TableNotFoundError as error:
+            raise DatasetError(
+                f"there is no dataset at {self.location}: make one with `hqinet ingest SOURCE`"
+            ) from error
+        except (OSError, DeltaError) as error:
+            if commit is not None:
+                latest = self._table(None).version()
+                if not 0 <= commit <= latest:
+                    raise DatasetError(
+                        f"there is no commit {commit} at {self.location}: it has 0 to {latest}"
+                    ) from error
+            with storage_errors(str(self.location)):
+                raise
+
+
+def _properties(metadata: Mapping[str, Any]) -> CommitProperties:
+    # A string: Delta readers may reorder or retype nested values. No retries: a retry would
+    # replace rows that were never read.
+    return CommitProperties(
+        custom_metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)},
+        max_commit_retries=0,
+    )
+
+
+def _commit(entry: Mapping[str, Any]) -> Commit:
+    noted = json.loads(entry.get(_METADATA, "{}"))
+    return Commit(
+        commit=entry["version"],
+        parent=noted.get("parent"),
+        time=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
+        action=noted.get("action", entry.get("operation", "unknown").lower()),
+        cohort=noted.get("cohort"),
+        counts=noted.get("counts", {}),
+        code_version=noted.get("code_version"),
+        details=noted.get("details", {}),
+    )

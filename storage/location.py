@@ -1,0 +1,77 @@
+"""One door to a folder or an object store: the same calls, and one-line errors, for both."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import obstore
+from deltalake.exceptions import DeltaError
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+from storage.errors import StorageError
+
+_REMOTE = re.compile(r"^(s3|gs|az|abfss?|memory)://")
+
+
+class Location:
+    """A folder or an object-store URL with its options.
+
+    Args:
+        url: a path, or `s3://bucket/prefix`, `gs://...`, `az://...`.
+        options: names as in the object_store crate (`aws_endpoint`, `aws_region`, ...); what is
+            not given comes from the usual variables of the provider (`AWS_ENDPOINT_URL`, ...).
+    """
+
+    def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
+        text = str(url)
+        self.remote = bool(_REMOTE.match(text))
+        self.url = text.rstrip("/") if self.remote else str(Path(text).absolute())
+        self.options = dict(options or {})
+        if self.url.startswith("s3://"):
+            # A commit is a conditional put; without it two writers could overwrite one another.
+            self.options.setdefault("aws_conditional_put", "etag")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def child(self, name: str) -> "Location":
+        """The location `name` below this one."""
+        return Location(f"{self.url}/{name}", self.options)
+
+    def store(self, *, create: bool = False) -> obstore.store.ObjectStore:
+        """An obstore store rooted here; `create` makes a missing folder."""
+        with storage_errors(self.url):
+            if self.remote:
+                return from_url(self.url, config=self.options)
+            return LocalStore(self.url, mkdir=create)
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn a failure of disk, network or object store into one line that says what to do.
+
+    Raises:
+        StorageError: in place of OSError, an obstore error or a Delta error.
+    """
+    try:
+        yield
+    except (OSError, BaseError, DeltaError) as error:
+        raise StorageError(f"{what}: {_plainly(error)}") from error
+
+
+def _plainly(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    hints = (
+        ("No space left|os error 28|Disk quota|os error 122", "the disk is full: free space"),
+        ("File too large|os error 27", "a file is larger than this disk or its limit allows"),
+        ("Read-only file system|os error 30", "the target is read-only: choose another"),
+        ("Permission denied|os error 13|AccessDenied|403", "access is denied: check the rights"),
+        ("Not a directory|os error 20|File exists", "a file stands where a folder is needed"),
+        ("NoSuchBucket", "the bucket does not exist: make it first"),
+    )
+    for pattern, hint in hints:
+        if re.search(pattern, text, re.IGNORECASE):
+            return f"{hint}, then run again (the last commit is intact); it said: {text[:200]}"
+    return text[:300]

@@ -1,0 +1,237 @@
+"""Volumes of HU as Zarr: written once, addressed by their content, verified before they are named.
+
+A pair lies at `volumes/<patient>/<digest>/`: a Zarr group whose attributes describe it, with the
+arrays `low` and `full`, both int16 HU (slice, row, column). The same pixels and description give
+the same bytes and so the same address: a conversion that was killed is simply done again.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore, ObjectStore
+
+from storage.errors import DatasetError
+from storage.location import Location, storage_errors
+
+FORMAT = 1
+AIR = -1024
+DOSES = ("low", "full")
+SHARD_SLICES = 40
+# Slice digests kept of each volume: enough to find one that is a third part of another.
+SKETCH = 16
+
+_ADDRESS_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One pair of the dataset, read lazily; picklable, so that spawned workers can read it.
+
+    Attributes:
+        spacing: (z, y, x) in mm; z is the slice increment, not the slice thickness.
+        positions: mm along the slice normal, ascending, one for each slice.
+        low, full: int16 HU, (slice, row, column).
+    """
+
+    patient: str
+    anatomy: str
+    spacing: tuple[float, float, float]
+    positions: tuple[float, ...]
+    low: zarr.Array
+    full: zarr.Array
+
+
+@dataclass(frozen=True)
+class Written:
+    """A pair that lies in the store, verified, but that no commit names yet.
+
+    Attributes:
+        path: below the dataset's root.
+        digest: of both arrays' HU and of the description.
+        pixels: of the full-dose HU alone: the same person under two names has the same.
+        sketch: the smallest digests of the full-dose slices, to find a partial copy.
+    """
+
+    path: str
+    digest: str
+    pixels: str
+    sketch: tuple[str, ...]
+
+
+class Hasher:
+    """SHA-256 over the HU of a volume, slice by slice, and a sketch of its slices."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._shape = shape
+        self._whole = hashlib.sha256(repr(shape).encode())
+        self._slices: set[str] = set()
+
+    def add(self, block: np.ndarray) -> None:
+        """Take in int16 HU, (slice, row, column)."""
+        for image in np.ascontiguousarray(block, dtype="<i2"):
+            digest = hashlib.sha256(image).digest()
+            self._whole.update(digest)
+            if image.min() != image.max():
+                # An image of one value, air beyond the body, says nothing about the person.
+                self._slices.add(f"{digest.hex()[:16]}")
+
+    def digest(self) -> str:
+        """The volume's digest."""
+        return self._whole.hexdigest()
+
+    def sketch(self) -> tuple[str, ...]:
+        """The `SKETCH` smallest slice digests: two volumes that overlap share some of them."""
+        return tuple(sorted(self._slices)[:SKETCH])
+
+
+def folder_name(patient: str) -> str:
+    """A name for the patient's folder that is safe in a path and an object key."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", patient):
+        return patient
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", patient)[:40].strip("_")
+    return f"{plain or 'patient'}-{hashlib.sha256(patient.encode()).hexdigest()[:12]}"
+
+
+def write(
+    location: Location,
+    scratch: Path,
+    patient: str,
+    shape: tuple[int, int, int],
+    description: Mapping[str, Any],
+    slices: Mapping[str, Iterable[np.ndarray]],
+) -> Written:
+    """Build a pair in `scratch`, put it to its address, read it back, and compare.
+
+    Args:
+        scratch: an empty folder on a local disk, for this volume alone; gone afterwards.
+        shape: (slices, rows, columns) of both arrays.
+        description: JSON attributes of the group; part of the digest.
+        slices: for `low` and `full`, the slices in order, int16 HU (rows, columns). Each is
+            consumed once, one shard in memory at a time.
+
+    Raises:
+        StorageError: scratch or store cannot be written.
+        DatasetError: what was read back is not what was written.
+    """
+    with storage_errors(str(scratch)):
+        try:
+            hashers = _build(scratch, shape, description, slices)
+            digests = {dose: hashers[dose].digest() for dose in DOSES}
+            address = _digest(description, digests)
+            path = f"volumes/{folder_name(patient)}/{address[:_ADDRESS_LENGTH]}"
+            _put(location, scratch, path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    found = digest(location, path)
+    if found != address:
+        raise DatasetError(
+            f"{location}/{path} reads back with digest {found[:12]}, written was {address[:12]}: "
+            "check the disk or object store, then ingest again"
+        )
+    return Written(path, address, digests["full"], hashers["full"].sketch())
+
+
+def _build(
+    folder: Path,
+    shape: tuple[int, int, int],
+    description: Mapping[str, Any],
+    slices: Mapping[str, Iterable[np.ndarray]],
+) -> dict[str, Hasher]:
+    group = zarr.create_group(LocalStore(folder), attributes=dict(description), zarr_format=3)
+    hashers = {}
+    for dose in DOSES:
+        array = group.create_array(
+            dose,
+            shape=shape,
+            dtype="int16",
+            chunks=(1, *shape[1:]),
+            shards=(SHARD_SLICES, *shape[1:]),
+            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            fill_value=AIR,
+            dimension_names=("z", "y", "x"),
+        )
+        hashers[dose] = Hasher(shape)
+        start = 0
+        for block in _blocks(slices[dose]):
+            hashers[dose].add(block)
+            array[start : start + len(block)] = block
+            start += len(block)
+        if start != shape[0]:
+            raise DatasetError(f"{start} slices of the {dose}-dose series came, not {shape[0]}")
+    return hashers
+
+
+def _blocks(slices: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    images = iter(slices)
+    while block := list(islice(images, SHARD_SLICES)):
+        yield np.stack(block)
+
+
+def _put(location: Location, folder: Path, path: str) -> None:
+    store = location.store(create=True)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    # The group's own zarr.json goes last: with it the volume is complete.
+    for file in sorted(files, key=lambda f: (-len(f.relative_to(folder).parts), str(f))):
+        with storage_errors(str(location)):
+            obstore.put(store, f"{path}/{file.relative_to(folder).as_posix()}", file)
+
+
+def open_group(location: Location, path: str) -> zarr.Group:
+    """The Zarr group of a pair, read-only.
+
+    Raises:
+        DatasetError: it is not there.
+    """
+    try:
+        store = ObjectStore(location.child(path).store(), read_only=True)
+        with storage_errors(str(location)):
+            return zarr.open_group(store, mode="r")
+    except (FileNotFoundError, ValueError) as error:
+        raise DatasetError(
+            f"{location}/{path}: the volume is not there; "
+            "`hqinet dataset verify` lists what is missing"
+        ) from error
+
+
+def digest(location: Location, path: str) -> str:
+    """Read a whole pair, shard by shard, and compute its digest from what is there."""
+    group = open_group(location, path)
+    digests = {}
+    with storage_errors(f"{location}/{path}"):
+        for dose in DOSES:
+            array = group[dose]
+            hasher = Hasher(array.shape)
+            for start in range(0, array.shape[0], SHARD_SLICES):
+                hasher.add(array[start : start + SHARD_SLICES])
+            digests[dose] = hasher.digest()
+    return _digest(group.attrs.asdict(), digests)
+
+
+def _digest(description: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
+    content = {"format": FORMAT, "description": dict(description), "arrays": dict(arrays)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def open_volume(location: Location, path: str, patient: str) -> Volume:
+    """The pair at `path` as the dataset's readers see it."""
+    group = open_group(location, path)
+    about = group.attrs.asdict()
+    return Volume(
+        patient=patient,
+        anatomy=about["anatomy"],
+        spacing=tuple(about["spacing"]),
+        positions=tuple(about["positions"]),
+        low=group["low"],
+        full=group["full"],
+    )
