@@ -146,37 +146,41 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """`(n, inputs, h, w), (n, skip, 2h, 2w) -> (n, outputs, 2h, 2w)`."""
-        up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        up = upsample(x, skip.shape[-2:])
         return self.refine(self.mix(torch.cat([up, self.narrow(skip)], dim=1)))
 
 
-def conv_of_upsampled(x: Tensor, weight: Tensor, scale: int) -> Tensor:
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear upsampling to `size` (rows, columns), pixel centres aligned.
+
+    To the size of the map it meets, not by a factor: torch.export then has nothing to prove.
+    """
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     """3x3 convolution (zero padding) of the bilinearly upsampled map, mixing channels first.
 
-    A convolution is the sum of nine shifted channel mixings, and both shift and mixing commute
-    with upsampling along the other axis or over pixels. So channels are mixed at low resolution,
-    and rows and columns are upsampled, shifted and summed one after the other: identical to
-    `conv2d(interpolate(x, scale), weight, padding=1)` up to rounding, borders included, for
-    `1 / scale**2` of the multiplications.
+    A convolution is the sum of nine shifted channel mixings; mixing channels commutes with
+    upsampling, and shifting along one axis with upsampling along the other. So channels are mixed
+    at low resolution, then columns and rows are upsampled, shifted and summed one after the
+    other: identical to `conv2d(upsample(x, size), weight, padding=1)` up to rounding, borders
+    included, the multiplications growing with the small map and not with the large one.
 
-    `x`: (n, c, h, w); `weight`: (outputs, c, 3, 3); returns (n, outputs, h * scale, w * scale).
+    `x`: (n, c, h, w); `weight`: (outputs, c, 3, 3); returns (n, outputs, *size).
     """
-    if scale == 1:
-        return F.conv2d(x, weight, padding=1)
+    rows, columns = size
     outputs = weight.shape[0]
     left, middle, right = (
-        F.interpolate(
+        upsample(
             F.conv2d(x, weight[..., tap].movedim(2, 0).flatten(0, 1)[..., None, None]),
-            scale_factor=(1.0, float(scale)),
-            mode="bilinear",
-            align_corners=False,
+            (x.shape[2], columns),
         )
         for tap in range(3)
     )
-    columns = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))
+    summed = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))
     above, centre, below = (
-        F.interpolate(tap, scale_factor=(float(scale), 1.0), mode="bilinear", align_corners=False)
-        for tap in columns.split(outputs, dim=1)
+        upsample(tap, (rows, columns)) for tap in summed.split(outputs, dim=1)
     )
     return F.pad(above, (0, 0, 1, -1)) + centre + F.pad(below, (0, 0, -1, 1))
 
@@ -184,23 +188,30 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, scale: int) -> Tensor:
 class Reconstruction(nn.Module):
     """All decoder maps upsampled to full resolution, concatenated, 3x3 convolution, 1x1 to one.
 
-    The 3x3 convolution is split over the maps it would see concatenated, see
-    `conv_of_upsampled`; `scales` are the factors from each map to full resolution.
+    The 3x3 convolution is split over the maps it would see concatenated; those that need
+    upsampling are convolved by `conv_of_upsampled`. `last_upsampled` says whether the last
+    decoder map is one of them, which it is where the stem's first convolution has a stride.
     """
 
     def __init__(
-        self, channels: Sequence[int], scales: Sequence[int], outputs: int, *, norm: Norm
+        self, channels: Sequence[int], outputs: int, *, last_upsampled: bool, norm: Norm
     ) -> None:
         super().__init__()
-        self.channels, self.scales = tuple(channels), tuple(scales)
+        self.channels, self.last_upsampled = tuple(channels), last_upsampled
         self.mix = ConvNorm(sum(channels), outputs, 3, norm=norm)
         self.out = nn.Conv2d(outputs, 1, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """`[(n, c_i, h / scale_i, w / scale_i)] -> (n, 1, h, w)`."""
-        weights = self.mix.conv.weight.split(self.channels, dim=1)
-        parts = zip(maps, weights, self.scales, strict=True)
-        mixed = sum(conv_of_upsampled(x, weight, scale) for x, weight, scale in parts)
-        if self.mix.conv.bias is not None:
-            mixed = mixed + self.mix.conv.bias[:, None, None]
+    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """`[(n, c_i, h_i, w_i)], (h, w) -> (n, 1, h, w)`."""
+        conv = self.mix.conv
+        *weights, last_weight = conv.weight.split(self.channels, dim=1)
+        *smaller, last = maps
+        if self.last_upsampled:
+            mixed = conv_of_upsampled(last, last_weight, size)
+        else:
+            mixed = F.conv2d(last, last_weight, padding=1)
+        for x, weight in zip(smaller, weights, strict=True):
+            mixed = mixed + conv_of_upsampled(x, weight, size)
+        if conv.bias is not None:
+            mixed = mixed + conv.bias[:, None, None]
         return self.out(self.mix.act(self.mix.norm(mixed)))

@@ -73,30 +73,30 @@ class HQINet(nn.Module):
         )
         self.reconstruction = Reconstruction(
             decoders,
-            [scale * first_stride for scale in (8, 4, 2, 1)],
             recipe.channels(RECONSTRUCTION_WIDTH),
+            last_upsampled=first_stride > 1,
             norm=norm,
         )
         initialise(self, recipe)
 
     def forward(self, windows: Tensor, noise: Tensor) -> Tensor:
         """`(n, 3, h, w) in [0, 1], (n,) -> (n, 1, h, w)`, for any h and w."""
-        rows, columns = windows.shape[-2:]
         middle = windows[:, 1:2]
         if self.output == "direct":
-            return self._network(windows)[..., :rows, :columns]
+            return self._network(windows)
         if self.output == "residual":
-            return middle + self._network(windows)[..., :rows, :columns]
+            return middle + self._network(windows)
         scale = noise.view(-1, 1, 1, 1)
         contrast = torch.asinh((windows - middle.mean((2, 3), keepdim=True)) / scale)
-        residual = self._network(torch.cat([windows, contrast], dim=1))
-        return middle + scale * residual[..., :rows, :columns]
+        return middle + scale * self._network(torch.cat([windows, contrast], dim=1))
 
     def _network(self, x: Tensor) -> Tensor:
-        """Encode, decode and reconstruct; both sides of the result are whole multiples."""
+        """Pad to whole multiples, encode, decode, reconstruct, crop back."""
         rows, columns = x.shape[-2:]
         margins = (0, -columns % self.multiple, 0, -rows % self.multiple)
-        skips = [self.stem(F.pad(x, margins, mode="replicate"))]
+        x = F.pad(x, margins, mode="replicate")
+        size = x.shape[-2:]
+        skips = [self.stem(x)]
         x = self.stem_down(skips[0])
         for stage in self.stages:
             x = stage(x)
@@ -106,7 +106,14 @@ class HQINet(nn.Module):
         for block in self.decoder:
             x = block(x, skips.pop())
             maps.append(x)
-        return self.reconstruction(maps)
+        return _cropped(self.reconstruction(maps, size), rows, columns)
+
+
+def _cropped(x: Tensor, rows: int, columns: int) -> Tensor:
+    """`x[..., :rows, :columns]` as a copy: torch.export would have to prove whether it is one."""
+    for axis, size in ((2, rows), (3, columns)):
+        x = x.index_select(axis, torch.arange(size, device=x.device))
+    return x
 
 
 def _stage(

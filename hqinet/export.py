@@ -1,0 +1,52 @@
+"""The trained network as one file that runs without this project and without pickle."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from hqinet.inference import HUModel, Restorer
+
+SMALLEST_SIDE = 48
+"""Rows and columns an exported network takes at least."""
+LARGEST_SIDE = 4096
+LARGEST_BATCH = 1024
+
+
+def example_windows() -> Tensor:
+    """Return an input the exported program is traced with: (2, 3, 48, 72) float32 HU."""
+    generator = torch.Generator().manual_seed(0)
+    return 40 + 20 * torch.randn(2, 3, 48, 72, generator=generator)
+
+
+def export(network: nn.Module) -> ExportedProgram:
+    """Return the network as a program from HU to HU, noise estimate and padding inside.
+
+    Takes `(n, 3, h, w)` float32 HU, returns `(n, 1, h, w)` float32 HU, for any n from 1, and h
+    and w from 48. Traced on the CPU in evaluation mode; `network` is left as it was. The result
+    is saved and loaded with `torch.export.save` and `torch.export.load` alone.
+    """
+    restorer = Restorer(network)
+    was_training = network.training
+    device = next(network.parameters()).device
+    sizes = {
+        0: Dim("n", min=1, max=LARGEST_BATCH),
+        2: Dim("h", min=SMALLEST_SIDE, max=LARGEST_SIDE),
+        3: Dim("w", min=SMALLEST_SIDE, max=LARGEST_SIDE),
+    }
+    try:
+        restorer.eval().cpu()
+        with torch.no_grad():
+            return torch.export.export(
+                restorer, (example_windows(),), dynamic_shapes={"hu": sizes}, strict=False
+            )
+    finally:
+        network.to(device).train(was_training)
+
+
+def load_exported(path: Path, device: torch.device | str = "cpu") -> HUModel:
+    """Return the program saved at `path` as a function on `device`."""
+    program = torch.export.load(path)
+    return move_to_device_pass(program, str(device)).module()

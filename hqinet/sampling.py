@@ -1,0 +1,215 @@
+"""Samples: three-slice windows, crops and their augmentation, as a function of (seed, number).
+
+Training sees one endless, numbered stream of samples. What sample `number` is depends on the seed
+and on `number` alone, never on the batch, the feed, the rank or how often a run was resumed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hqinet.noise import FLOOR_HU
+from hqinet.recipe import HU_OFFSET, HU_RANGE, SamplingRecipe
+
+_STREAMS = {"sample": 0, "slice": 1, "order": 2}
+"""Second word of Philox's key: independent streams of numbers under one seed."""
+_UNIFORMS = 8
+_UNIFORMS_PER_COUNT = 4
+_Intensity = TypeVar("_Intensity", Tensor, NDArray[np.float32])
+
+
+class SliceStack(Protocol):
+    """A volume in HU, int16 (slices, rows, columns): a NumPy or a Zarr array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Slices, rows, columns."""
+
+    def __getitem__(self, index: slice, /) -> NDArray[np.int16]:
+        """Return consecutive slices as int16 HU."""
+
+
+@dataclass(frozen=True)
+class VolumePair:
+    """One patient: the low-dose volume and the full-dose volume of the same shape."""
+
+    patient: str
+    anatomy: str
+    low: SliceStack
+    full: SliceStack
+
+    def __post_init__(self) -> None:
+        if tuple(self.low.shape) != tuple(self.full.shape) or len(self.low.shape) != 3:
+            message = (
+                f"patient {self.patient}: low dose is {tuple(self.low.shape)} and full dose "
+                f"{tuple(self.full.shape)}; both must be the same (slices, rows, columns)"
+            )
+            raise ValueError(message)
+
+    @property
+    def slices(self) -> int:
+        """Number of slices, each of which is the middle of one window."""
+        return int(self.low.shape[0])
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.low.shape[1]), int(self.low.shape[2])
+
+
+def normalise(hu: _Intensity) -> _Intensity:
+    """HU to the network's intensity: [-1024, 3071] to [0, 1]."""
+    return (hu + HU_OFFSET) / HU_RANGE
+
+
+def denormalise(intensity: _Intensity) -> _Intensity:
+    """Undo `normalise`: intensity to HU."""
+    return intensity * HU_RANGE - HU_OFFSET
+
+
+def window_slices(middle: int, slices: int) -> tuple[int, int, int]:
+    """Return the three slice numbers of a window; at both ends the edge slice is repeated."""
+    return max(middle - 1, 0), middle, min(middle + 1, slices - 1)
+
+
+def crop_size(recipe: SamplingRecipe, pairs: Sequence[VolumePair]) -> tuple[int, int]:
+    """Return rows and columns of every sample: the patch, or the largest slice there is.
+
+    A smaller slice is padded with air at its end, on which low and full dose agree.
+    """
+    if recipe.patch is not None:
+        return recipe.patch, recipe.patch
+    return max(p.matrix[0] for p in pairs), max(p.matrix[1] for p in pairs)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sample is: whose slice, which crop, how it is augmented."""
+
+    pair: int
+    middle: int
+    row: int
+    column: int
+    flip_rows: bool
+    flip_columns: bool
+    dose: float
+
+
+class SampleOrder:
+    """The numbered stream of samples over some patients.
+
+    `slices`: every slice comes once in each pass, in an order shuffled by pass. `patients`: every
+    patient comes once in each round, with a slice drawn at random. Successive numbers share a
+    slice where the recipe cuts several patches from it.
+    """
+
+    def __init__(self, recipe: SamplingRecipe, pairs: Sequence[VolumePair], seed: int) -> None:
+        self.recipe, self.seed = recipe, seed
+        self.crop = crop_size(recipe, pairs)
+        self.matrices = [pair.matrix for pair in pairs]
+        self.counts = [pair.slices for pair in pairs]
+        self.starts = np.cumsum([0, *self.counts])
+        self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        """Return the number of slices, which is the number of samples in the paper's epoch."""
+        return int(self.starts[-1])
+
+    def draw(self, first: int, count: int) -> list[Draw]:
+        """Return samples `first` to `first + count - 1` of the stream."""
+        uniforms = _uniforms(self.seed, "sample", first, count)
+        return [self._draw(first + i, row) for i, row in enumerate(uniforms.tolist())]
+
+    def _draw(self, number: int, uniforms: list[float]) -> Draw:
+        pair, middle = self._slice(number // self.recipe.patches_per_slice)
+        row, column, flip_rows, flip_columns, dose, *_ = uniforms
+        rows, columns = self.matrices[pair]
+        low, high = self.recipe.dose or (1.0, 1.0)
+        return Draw(
+            pair=pair,
+            middle=middle,
+            row=int(row * (max(rows - self.crop[0], 0) + 1)),
+            column=int(column * (max(columns - self.crop[1], 0) + 1)),
+            flip_rows=self.recipe.flips and flip_rows < 0.5,
+            flip_columns=self.recipe.flips and flip_columns < 0.5,
+            dose=low + dose * (high - low),
+        )
+
+    def _slice(self, number: int) -> tuple[int, int]:
+        """Return the patient and the middle slice of window `number`."""
+        if self.recipe.balance == "patients":
+            pair = self._shuffle(number, len(self.counts))
+            pick = float(_uniforms(self.seed, "slice", number, 1)[0, 0])
+            return pair, int(pick * self.counts[pair])
+        position = self._shuffle(number, len(self))
+        pair = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return pair, position - int(self.starts[pair])
+
+    def _shuffle(self, number: int, size: int) -> int:
+        """Return entry `number` of an endless row of shuffled passes over `range(size)`."""
+        turn, place = divmod(number, size)
+        if self._shuffled[0] != turn:
+            generator = _generator(self.seed, "order", turn << 64)
+            self._shuffled = (turn, generator.permutation(size))
+        return int(self._shuffled[1][place])
+
+
+def _generator(seed: int, stream: str, count: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, _STREAMS[stream]], counter=count))
+
+
+def _uniforms(seed: int, stream: str, first: int, count: int) -> NDArray[np.float64]:
+    """Return eight uniform numbers in [0, 1) for each of `count` samples, (count, 8).
+
+    Philox is counter-based (Salmon et al. 2011): sample `first + i` gets the same numbers
+    whichever sample the call starts at.
+    """
+    generator = _generator(seed, stream, first * (_UNIFORMS // _UNIFORMS_PER_COUNT))
+    return generator.random((count, _UNIFORMS))
+
+
+class Batch(NamedTuple):
+    """Samples as they are stored, before `prepare`."""
+
+    low: Tensor
+    """(n, 3, h, w) int16 HU"""
+    full: Tensor
+    """(n, 3, h, w) int16 HU"""
+    noise: Tensor
+    """(n, 2) float32 HU: noise level of the whole low-dose and full-dose middle slice"""
+    dose: Tensor
+    """(n,) float32: factor on `low - full`"""
+    flips: Tensor
+    """(n, 2) bool: mirror rows, mirror columns"""
+
+
+def augmentation(draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    """Return the `dose` and `flips` of a batch."""
+    dose = torch.tensor([draw.dose for draw in draws], dtype=torch.float32)
+    return dose, torch.tensor([(draw.flip_rows, draw.flip_columns) for draw in draws])
+
+
+def prepare(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Move a batch to the device; normalise, change the dose and mirror there.
+
+    A dose factor t makes `full + t (low - full)`, whose added noise has t times the SD. Its noise
+    level follows from the measured ones, for the added noise is independent of the full dose's.
+    Returns windows (n, 3, h, w), full dose (n, 1, h, w), noise level (n,): float32, normalised.
+    """
+    low, full, noise, dose, flips = (x.to(device, non_blocking=True) for x in batch)
+    low, full = normalise(low.float()), normalise(full.float())
+    low = torch.lerp(full, low, dose.view(-1, 1, 1, 1))
+    low_variance, full_variance = noise.square().unbind(1)
+    added = (low_variance - full_variance).clamp_min(0)
+    level = (full_variance + dose.square() * added).sqrt().clamp_min(FLOOR_HU) / HU_RANGE
+    full = full[:, 1:2]
+    for axis, flip in ((2, flips[:, 0]), (3, flips[:, 1])):
+        chosen = flip.view(-1, 1, 1, 1)
+        low = torch.where(chosen, low.flip(axis), low)
+        full = torch.where(chosen, full.flip(axis), full)
+    return low, full, level
