@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hqinet.errors import HqinetError
 from hqinet.metrics import METRICS
 from hqinet.scene import TISSUES
 from hqinet.statistics import bootstrap_means, differences
 
 
-class PolicyError(Exception):
+class PolicyError(HqinetError):
     """A policy that cannot be read; the message is one line that says what to mend."""
 
 

@@ -91,7 +91,8 @@ def mutual_information(c: Comparison) -> Tensor:
     )
     joint = [torch.bincount(pair, minlength=bins * bins) for pair in a * bins + b]
     p = torch.stack(joint).reshape(-1, bins, bins) / a.shape[1]
-    return _entropy(p.sum(2)) + _entropy(p.sum(1)) - _entropy(p)
+    shared = _entropy(p.sum(2)) + _entropy(p.sum(1)) - _entropy(p)
+    return torch.where(c.error.isnan().any(2).any(1), torch.nan, shared)
 
 
 def rmse(c: Comparison) -> Tensor:

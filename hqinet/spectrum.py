@@ -35,6 +35,8 @@ class NoisePowerMeter:
     def add(self, residual: Tensor, body: Tensor) -> None:
         """Add slices: `residual` (n, rows, columns) float32 HU, `body` bool of the same shape."""
         inside = _regions(body).all(-1).all(-1)
+        if not inside.any():
+            return
         chosen = _regions(residual)[inside]
         chosen = chosen - chosen.mean((-2, -1), keepdim=True)
         power = torch.fft.fft2(chosen).abs().square().sum(0)

@@ -210,7 +210,7 @@ class Registry:
 
 
 class MetricBuffer:
-    """Gathers per-step metrics of a run and writes them in batches: a step is not worth a request."""
+    """Gathers per-step metrics of a run and writes them in batches: a request a step is slow."""
 
     def __init__(self, registry: Registry, run: str, size: int = 200) -> None:
         self._registry, self._run, self._size = registry, run, size

@@ -1,0 +1,213 @@
+"""The `hqinet` command: a thin door to the flows.
+
+Exit status: 0 done; 1 failed, with one line that says what to do; 2 wrong usage; 3 done, but
+something was refused (a promotion, or with --strict a series).
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from flows import home as homes
+
+# Flows are imported inside the commands: Prefect reads its settings when it is imported, and
+# --home must be known by then.
+
+app = typer.Typer(
+    help="Low-dose CT: DICOM in, a judged model out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Home = Annotated[
+    Path, typer.Option("--home", envvar="HQINET_HOME", help="Everything that a run leaves.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 if anything was refused.")]
+Cohort = Annotated[str | None, typer.Option(help="Name of the delivery.")]
+Commit = Annotated[int | None, typer.Option(help="Commit of the dataset; default: the latest.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe, or a TOML file.")]
+PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
+Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
+
+REFUSED = 3
+
+
+def enter(home: Path) -> None:
+    """Make `home` this command's home, and keep Prefect's own log off the terminal."""
+    homes.enter(home)
+    # What a user must know is printed by the command itself; the log is kept with the run.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
+@app.command()
+def ingest(
+    source: Source,
+    cohort: Cohort = None,
+    strict: Strict = False,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Read a folder of DICOM into the dataset: one new commit, or none if nothing is new."""
+    enter(home)
+    from flows import ingest as flow
+    from flows import printing
+
+    result = flow.ingest(str(source), cohort).model_dump()
+    if as_json:
+        printing.print_json(result)
+    else:
+        printing.print_ingest(result)
+    leave(refused=strict and bool(result["refused"]))
+
+
+@app.command()
+def train(
+    recipe: RecipeName = "fast",
+    commit: Commit = None,
+    resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Train on the training patients of a commit and register a model version."""
+    enter(home)
+    from flows import printing
+    from flows import train as flow
+
+    result = flow.train(recipe, commit, resume).model_dump()
+    if as_json:
+        printing.print_json(result)
+    else:
+        printing.print_line(
+            f"model version {result['model']}: run {result['run']}, commit {result['commit']}"
+        )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Version, champion or latest.")] = "latest",
+    commit: Commit = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Restore and measure the patients of a split, and write a report."""
+    enter(home)
+    from flows import evaluate as flow
+    from flows import printing
+
+    result = flow.evaluate(model, commit, split).model_dump()
+    if as_json:
+        printing.print_json(result)
+    else:
+        printing.print_evaluation(result)
+
+
+@app.command()
+def promote(
+    candidate: Annotated[int | None, typer.Option(help="Version; default: the newest.")] = None,
+    commit: Commit = None,
+    policy: PolicyName = "default",
+    rollback: Annotated[bool, typer.Option(help="Give the alias back to the one before.")] = False,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Judge a challenger against the champion; exits 3 if it is refused."""
+    enter(home)
+    from flows import printing
+    from flows import promote as flow
+
+    result = flow.rollback_promotion() if rollback else flow.promote(candidate, commit, policy)
+    if as_json:
+        printing.print_json(result.model_dump())
+    else:
+        printing.print_verdict(result.model_dump())
+    leave(refused=result.verdict == "refused")
+
+
+@app.command()
+def pipeline(
+    source: Source,
+    cohort: Cohort = None,
+    recipe: RecipeName = "fast",
+    policy: PolicyName = "default",
+    strict: Strict = False,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Ingest, train, evaluate and promote: a folder of DICOM in, a judged model out."""
+    enter(home)
+    from flows import pipeline as flow
+    from flows import printing
+
+    result = flow.pipeline(str(source), cohort, recipe, policy).model_dump()
+    if as_json:
+        printing.print_json(result)
+    else:
+        printing.print_pipeline(result)
+    refused = bool(result["ingest"]["refused"]) or result["promote"]["verdict"] == "refused"
+    leave(refused=strict and refused)
+
+
+@app.command()
+def demo(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
+    """The pipeline on a synthetic cohort that it makes itself: phantoms, not patients."""
+    enter(home)
+    from flows import demo as flow
+    from flows import printing
+
+    result = flow.demo().model_dump()
+    if as_json:
+        printing.print_json(result)
+    else:
+        printing.print_line(flow.NOTICE)
+        printing.print_pipeline(result)
+
+
+@app.command()
+def models(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
+    """List the model versions with their verdicts."""
+    enter(home)
+    from flows import places, printing
+
+    rows = [
+        {"version": row.version, "aliases": list(row.aliases), "run": row.run, **row.tags}
+        for row in places.registry().versions()
+    ]
+    if as_json:
+        printing.print_json({"models": rows})
+    else:
+        printing.print_models(rows)
+
+
+def leave(*, refused: bool) -> None:
+    """End the command, saying whether something was refused."""
+    if refused:
+        raise typer.Exit(REFUSED)
+
+
+def fail(message: str) -> NoReturn:
+    """End with status 1 and one line."""
+    print(f"hqinet: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one line, never in a traceback."""
+    from pydantic import ValidationError
+
+    from hqinet.errors import HqinetError
+    from storage.errors import StorageError
+
+    try:
+        app()
+    except (StorageError, HqinetError) as error:
+        fail(str(error))
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors())
+        fail(f"{error.title}: {'; '.join(problems)}")

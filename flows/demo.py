@@ -1,0 +1,85 @@
+"""The demonstration cohort: synthetic patients, written as a TCIA download would lie on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from flows import places
+from flows.pipeline import PipelineResult, pipeline
+from flows.settings import Settings
+from hqinet import phantom
+from hqinet.simulation import Scan, acquire
+from storage.dicom_write import SeriesIdentity, write_series
+from storage.errors import StorageError
+
+COHORT = "synthetic-demo"
+ANATOMIES = {"chest": ("CHEST", 0.10), "abdomen": ("ABDOMEN", 0.25)}
+"""BodyPartExamined and dose fraction of each."""
+PATIENTS = 10
+SLICES = 16
+SIZE = 128
+
+NOTICE = (
+    "[b]Synthetic cohort:[/b] phantoms with simulated dose, not patients. "
+    "The figures below say that the pipeline works, and nothing about CT."
+)
+
+
+class DemoError(StorageError):
+    """A demonstration that must not run here; one line that says why."""
+
+
+def demo() -> PipelineResult:
+    """Make the cohort and run the whole pipeline on it with the recipe `demo`."""
+    refuse_real_home()
+    source = make_cohort(Settings().home.absolute() / "demo-cohort")
+    return pipeline(str(source), COHORT, "demo")
+
+
+def refuse_real_home() -> None:
+    """Raise DemoError if the home holds another cohort: phantoms must never train a real model."""
+    try:
+        cohorts = set(places.dataset().snapshot().rows["cohort"].dropna())
+    except StorageError:
+        return
+    if cohorts - {COHORT}:
+        raise DemoError(
+            f"this home holds the cohort {', '.join(sorted(cohorts - {COHORT}))}; "
+            "run the demo in another one: `hqinet demo --home DIR`"
+        )
+
+
+def make_cohort(root: Path) -> Path:
+    """Write PATIENTS synthetic patients, two anatomies at two doses; returns the folder.
+
+    Equal code makes equal files, so running the demo again ingests nothing new.
+    """
+    names = list(ANATOMIES)
+    for number in track(range(PATIENTS), "making synthetic patients"):
+        write_patient(root, number, names[number % len(names)])
+    return root
+
+
+def write_patient(root: Path, number: int, anatomy: str) -> None:
+    """Write one synthetic patient's full-dose and low-dose series."""
+    body_part, dose = ANATOMIES[anatomy]
+    drawn = phantom.make(anatomy, seed=number, slices=SLICES, size=SIZE)
+    generator = torch.Generator().manual_seed(number)
+    for description, fraction in (("Full Dose Images", 1.0), ("Low Dose Images", dose)):
+        hu = acquire(
+            torch.from_numpy(drawn.hu),
+            pixel=drawn.spacing[1],
+            dose=fraction,
+            scan=Scan(),
+            generator=generator,
+        )
+        identity = SeriesIdentity(
+            collection="Synthetic-LDCT",
+            patient=f"SYN-{anatomy[0].upper()}{number:02d}",
+            description=description,
+            body_part=body_part,
+            manufacturer="HQINet phantom",
+        )
+        write_series(root, np.asarray(hu), drawn.spacing, identity)

@@ -1,0 +1,227 @@
+"""The evaluation flow: a model version on a split of a commit, patient by patient, to a report."""
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hqinet.device import choose_device
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel
+
+from flows import places
+from flows.settings import EvaluateSettings, Settings
+from hqinet import gate, report
+from hqinet.evaluation import PatientResult, evaluate_patient
+from hqinet.export import load_exported
+from hqinet.sampling import VolumePair
+from storage.dataset import PatientRow, Snapshot
+from storage.errors import StorageError
+from storage.registry import ModelVersion
+
+DEFAULTS = Settings().evaluate
+
+
+class EvaluationError(StorageError):
+    """An evaluation that must not be made; one line that says why."""
+
+
+class EvaluateResult(BaseModel):
+    """What `hqinet evaluate --json` prints."""
+
+    report: str
+    model: int
+    commit: int
+    split: str
+    patients: list[dict[str, Any]]
+
+
+@flow(name="evaluate")
+def evaluate(
+    model: str = "latest",
+    commit: int | None = None,
+    split: str = "test",
+    settings: EvaluateSettings = DEFAULTS,
+) -> EvaluateResult:
+    """Restore and measure every patient of a split, and write the report.
+
+    The champion is evaluated on the same commit first, where that has not been done, so that the
+    report can set the two side by side.
+
+    Args:
+        model: A version number, "champion", or "latest".
+        commit: Of the dataset; the latest if empty.
+        split: train, validation or test.
+        settings: How volumes are restored.
+    """
+    version = places.registry().version(model)
+    snapshot = places.dataset().snapshot(commit)
+    patients = check_leakage(version, snapshot, split)
+    champion = champion_table(version, snapshot, split, settings)
+    with tempfile.TemporaryDirectory(dir=places.scratch()) as folder:
+        file = places.registry().model_file(version, Path(folder))
+        budget = report.BYTES_FOR_IMAGES // len(patients)
+        results = [
+            measure_patient.with_options(task_run_name=f"measure {row.patient}")(
+                snapshot, row, file, settings, budget
+            )
+            for row in patients
+        ]
+    return write_report(version, snapshot, split, results, champion)
+
+
+@task
+def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list[PatientRow]:
+    """The patients to evaluate; raises EvaluationError if the model was trained on one of them."""
+    patients = snapshot.patients(split)
+    if not patients:
+        raise EvaluationError(
+            f"commit {snapshot.commit} has no patient in the {split} split; ingest more patients"
+        )
+    trained = set(json.loads(version.tags.get("training_patients", "[]")))
+    leaked = sorted(trained & {row.patient for row in patients})
+    if leaked:
+        raise EvaluationError(
+            f"model version {version.version} was trained on {', '.join(leaked)} of the {split} "
+            f"split of commit {snapshot.commit}; evaluate it on patients that it has not seen"
+        )
+    return patients
+
+
+@task(cache_policy=None)
+def measure_patient(
+    snapshot: Snapshot, row: PatientRow, file: Path, settings: EvaluateSettings, budget: int
+) -> PatientResult:
+    """Restore one patient and measure every slice, low dose and restored."""
+    volume = snapshot.volume(row.patient)
+    device = choose_device(settings.device)
+    return evaluate_patient(
+        VolumePair(row.patient, row.anatomy, volume.low, volume.full),
+        load_exported(file, device),
+        spacing=row.spacing[1:],
+        device=device,
+        batch=settings.batch,
+        scratch=places.scratch(),
+        budget=budget,
+    )
+
+
+def champion_table(
+    version: ModelVersion, snapshot: Snapshot, split: str, settings: EvaluateSettings
+) -> pd.DataFrame | None:
+    """The champion's per-patient table on the same patients; None without another champion."""
+    champion = places.registry().champion()
+    if champion is None or champion.version == version.version:
+        return None
+    table = evaluated(champion, snapshot.commit, split)
+    if table is None:
+        evaluate(str(champion.version), snapshot.commit, split, settings)
+        table = evaluated(champion, snapshot.commit, split)
+    return table
+
+
+def evaluated(version: ModelVersion, commit: int, split: str) -> pd.DataFrame | None:
+    """The per-patient table of an evaluation made before; None where there was none."""
+    with tempfile.TemporaryDirectory(dir=places.scratch()) as folder:
+        artifact = f"{_artifact(commit, split)}/per_patient.csv"
+        path = places.registry().fetch(version.run, artifact, Path(folder))
+        return None if path is None else pd.read_csv(path)
+
+
+def lineage(version: ModelVersion) -> dict[str, str]:
+    """What a version must say of its making to be promoted."""
+    tags = ("commit", "digest", "recipe", "training_patients", "code_version")
+    return {"run": version.run} | {tag: version.tags.get(tag, "") for tag in tags}
+
+
+@task(cache_policy=None)
+def write_report(
+    version: ModelVersion,
+    snapshot: Snapshot,
+    split: str,
+    results: list[PatientResult],
+    champion: pd.DataFrame | None,
+) -> EvaluateResult:
+    """Write the report's folder, and store it with the run of the model."""
+    per_patient = report.statistics.per_patient(
+        pd.concat([result.per_slice for result in results], ignore_index=True)
+    )
+    verdict = gate.judge(gate.load_policy("default"), per_patient, champion, lineage(version))
+    evaluation = report.Evaluation(
+        _provenance(version, snapshot, split), results, champion, verdict
+    )
+    name = f"model-{version.version}-commit-{snapshot.commit}-{split}"
+    folder = Settings().reports / name
+    patients = report.write(evaluation, folder)
+    registry = places.registry()
+    registry.log_file(version.run, folder, _artifact(snapshot.commit, split))
+    means = patients[patients["image"] == "restored"].mean(numeric_only=True)
+    registry.log_metrics(
+        version.run, [(snapshot.commit, {f"{split}_{key}": value for key, value in means.items()})]
+    )
+    registry.tag_version(version.version, {f"evaluated_{split}": str(snapshot.commit)})
+    create_markdown_artifact(
+        key="evaluation", markdown=_markdown(patients), description=f"{name}: {folder}"
+    )
+    get_run_logger().info("report of model version %d: %s", version.version, name)
+    return EvaluateResult(
+        report=str(folder),
+        model=version.version,
+        commit=snapshot.commit,
+        split=split,
+        patients=_rows(patients),
+    )
+
+
+def _artifact(commit: int, split: str) -> str:
+    return f"evaluation/commit-{commit}-{split}"
+
+
+def _provenance(version: ModelVersion, snapshot: Snapshot, split: str) -> dict[str, str]:
+    cohorts = sorted(snapshot.rows["cohort"].dropna().unique())
+    return {
+        "data": "Synthetic cohort: phantoms with simulated dose, not patients."
+        if "synthetic-demo" in cohorts
+        else "",
+        "model version": str(version.version),
+        "run": version.run,
+        "recipe": version.tags.get("recipe", ""),
+        "trained on commit": version.tags.get("commit", ""),
+        "split": split,
+        "dataset commit": str(snapshot.commit),
+        "dataset digest": snapshot.digest,
+        "cohorts": ", ".join(cohorts),
+        "code version": version.tags.get("code_version", ""),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _rows(patients: pd.DataFrame) -> list[dict[str, Any]]:
+    """One entry a patient: patient, anatomy, slices, and the metrics of "low" and "restored"."""
+    rows = []
+    for (patient, anatomy), group in patients.groupby(["patient", "anatomy"]):
+        images = json.loads(
+            group.set_index("image").drop(columns=["patient", "anatomy"]).to_json(orient="index")
+        )
+        slices = {name: values.pop("slices") for name, values in images.items()}
+        rows.append({"patient": patient, "anatomy": anatomy, "slices": slices["low"], **images})
+    return rows
+
+
+def _markdown(patients: pd.DataFrame) -> str:
+    wide = patients.pivot_table(
+        index=["patient", "anatomy"], columns="image", values=["psnr", "ssim_window"]
+    )
+    lines = [
+        "| patient | anatomy | PSNR low | PSNR | SSIM low | SSIM |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {patient} | {anatomy} | {row['psnr', 'low']:.2f} | {row['psnr', 'restored']:.2f} "
+        f"| {row['ssim_window', 'low']:.3f} | {row['ssim_window', 'restored']:.3f} |"
+        for (patient, anatomy), row in wide.iterrows()
+    ]
+    return "\n".join(lines)

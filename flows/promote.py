@@ -1,0 +1,187 @@
+"""The promotion flow: a challenger is judged against the champion, and takes its place or not."""
+
+from typing import Any, Literal
+
+import pandas as pd
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from pydantic import BaseModel
+
+from flows import places
+from flows.evaluate import evaluated, lineage
+from hqinet import gate
+from storage.errors import Conflict, StorageError
+from storage.promotions import Entry, History
+from storage.registry import CHAMPION, PREVIOUS, ModelVersion
+
+SPLIT = "test"
+"""Promotion is judged on patients that no training and no choice of an epoch has seen."""
+
+
+class PromotionError(StorageError):
+    """A promotion that cannot be judged or made; one line that says what to do."""
+
+
+class PromoteResult(BaseModel):
+    """What `hqinet promote --json` prints."""
+
+    verdict: Literal["promoted", "refused", "rolled back"]
+    candidate: int
+    champion: int | None
+    commit: int | None
+    reasons: list[str]
+    rules: list[dict[str, Any]]
+
+
+@flow(name="promote")
+def promote(
+    candidate: int | None = None, commit: int | None = None, policy: str = "default"
+) -> PromoteResult:
+    """Judge a challenger on the test split of a commit; only a pass moves the alias champion.
+
+    Args:
+        candidate: Model version; the newest if empty.
+        commit: Of the dataset, on which both were evaluated; the latest if empty.
+        policy: Name of a policy or a TOML file.
+    """
+    version = places.registry().version("latest" if candidate is None else candidate)
+    commit = places.dataset().snapshot(commit).commit
+    while True:
+        history = settle(places.promotions().read())
+        champion = places.registry().champion()
+        verdict = judge(version, champion, commit, gate.load_policy(policy))
+        entry = Entry(
+            action="promote",
+            candidate=version.version,
+            champion=champion.version if champion else None,
+            passed=verdict.passed,
+            commit=commit,
+            details=verdict.model_dump() | {"policy": policy},
+        )
+        try:
+            places.promotions().append(entry, history)
+        except Conflict:
+            get_run_logger().warning("another promotion came first: judging again")
+            continue
+        break
+    if verdict.passed:
+        crown()
+    return record(entry, verdict)
+
+
+@flow(name="rollback promotion")
+def rollback_promotion() -> PromoteResult:
+    """Give the alias champion back to the version that had it before."""
+    history = settle(places.promotions().read())
+    last = history.last_pass
+    if last is None or last.champion is None:
+        raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
+    entry = Entry(
+        action="rollback",
+        candidate=last.champion,
+        champion=last.candidate,
+        passed=True,
+        commit=None,
+        details={},
+    )
+    places.promotions().append(entry, history)
+    crown()
+    return PromoteResult(
+        verdict="rolled back",
+        candidate=entry.candidate,
+        champion=entry.champion,
+        commit=None,
+        reasons=[],
+        rules=[],
+    )
+
+
+@task
+def judge(
+    version: ModelVersion, champion: ModelVersion | None, commit: int, policy: gate.Policy
+) -> gate.Verdict:
+    """The verdict on a version; a missing report is a rule that fails, not an error."""
+    if champion is not None and champion.version == version.version:
+        raise PromotionError(f"version {version.version} is the champion already")
+    tables: list[pd.DataFrame | None] = []
+    for judged in (version, champion):
+        if judged is None:
+            tables.append(None)
+            continue
+        table = evaluated(judged, commit, SPLIT)
+        if table is None:
+            return _no_report(judged, commit)
+        tables.append(table)
+    return gate.judge(policy, tables[0], tables[1], lineage(version))
+
+
+@task
+def settle(history: History) -> History:
+    """Finish what a promotion that died between its entry and the alias left undone."""
+    last = history.last_pass
+    if last is not None:
+        champion = places.registry().champion()
+        if (champion.version if champion else None) == last.champion:
+            crown()
+    return history
+
+
+def crown() -> None:
+    """Point the aliases where the history says, until no other promotion came in between."""
+    registry, done = places.registry(), None
+    while (last := places.promotions().read().last_pass) != done:
+        registry.point(CHAMPION, last.candidate)
+        if last.champion is not None:
+            registry.point(PREVIOUS, last.champion)
+        done = last
+
+
+@task
+def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
+    """Write the verdict where people look for it: on the version, and on Prefect's page."""
+    word = "promoted" if verdict.passed else "refused"
+    tags = {"verdict": word, "verdict_commit": str(entry.commit)}
+    tags["verdict_reasons"] = "; ".join(verdict.reasons) or "every rule passed"
+    tags |= {
+        f"rule_{outcome.rule.replace(' ', '_')}": f"{'pass' if outcome.passed else 'refuse'}: "
+        f"{outcome.figure} ({outcome.required})"
+        for outcome in verdict.outcomes
+    }
+    places.registry().tag_version(entry.candidate, tags)
+    create_markdown_artifact(
+        key="promotion",
+        markdown=_markdown(verdict),
+        description=f"version {entry.candidate} {word} on commit {entry.commit}",
+    )
+    get_run_logger().info("version %d %s", entry.candidate, word)
+    return PromoteResult(
+        verdict=word,
+        candidate=entry.candidate,
+        champion=entry.champion,
+        commit=entry.commit,
+        reasons=verdict.reasons,
+        rules=[outcome.model_dump() for outcome in verdict.outcomes],
+    )
+
+
+def _no_report(version: ModelVersion, commit: int) -> gate.Verdict:
+    missing = gate.Outcome(
+        rule="report present",
+        passed=False,
+        figure=None,
+        required=f"an evaluation on the {SPLIT} split of commit {commit}",
+        reason=f"version {version.version} was not evaluated on commit {commit}; run "
+        f"`hqinet evaluate --model {version.version} --commit {commit}`",
+    )
+    return gate.Verdict(passed=False, outcomes=[missing])
+
+
+def _markdown(verdict: gate.Verdict) -> str:
+    lines = ["| rule | outcome | figure | required | reason |", "|---|---|--:|---|---|"]
+    for outcome in verdict.outcomes:
+        figure = "" if outcome.figure is None else f"{outcome.figure:.3f}"
+        word = "pass" if outcome.passed else "**refuse**"
+        lines.append(
+            f"| {outcome.rule} | {word} | {figure} | {outcome.required} | {outcome.reason} |"
+        )
+    return "\n".join(lines)

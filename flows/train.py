@@ -1,0 +1,144 @@
+"""The training flow: a pinned commit and a recipe become a run and a registered model version."""
+
+import json
+import signal
+import subprocess
+import sys
+from uuid import UUID
+
+from hqinet.training import TrainingError
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_progress_artifact
+from pydantic import BaseModel
+
+from flows import places, training_job
+from flows.progress import Display
+from flows.settings import Settings, TrainSettings
+from flows.training_job import Job
+from hqinet import export
+from hqinet.recipe import Recipe, load_recipe
+from storage.dataset import code_version
+from storage.registry import DatasetInputs
+
+DEFAULTS = Settings().train
+
+
+class TrainResult(BaseModel):
+    """What `hqinet train --json` prints."""
+
+    run: str
+    model: int
+    commit: int
+    recipe: str
+
+
+@flow(name="train")
+def train(
+    recipe: str = "fast",
+    commit: int | None = None,
+    resume: str | None = None,
+    settings: TrainSettings = DEFAULTS,
+) -> TrainResult:
+    """Train a recipe on the training patients of a commit and register the result.
+
+    Args:
+        recipe: Name of a recipe or a TOML file.
+        commit: Of the dataset; the latest if empty.
+        resume: MLflow run to take up from its checkpoint, with its own recipe and commit.
+        settings: How the machine is used.
+    """
+    job = reopen_run(resume, settings) if resume else open_run(recipe, commit, settings)
+    fit.with_options(retries=settings.retries)(job, settings.processes)
+    return register(job)
+
+
+@task
+def open_run(recipe: str, commit: int | None, settings: TrainSettings) -> Job:
+    """Pin the commit, open the MLflow run and write its `run.json`."""
+    loaded = load_recipe(recipe)
+    snapshot = places.dataset().snapshot(commit)
+    registry = places.registry()
+    inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)
+    run = registry.start(f"{loaded.name}-commit-{snapshot.commit}", flatten(loaded), inputs)
+    registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
+    folder = Settings().runs / run
+    folder.mkdir(parents=True)
+    job = Job(run=run, folder=folder, commit=snapshot.commit, recipe=loaded, device=settings.device)
+    (folder / "run.json").write_text(job.model_dump_json(indent=1))
+    registry.log_file(run, folder / "run.json")
+    return job
+
+
+@task
+def reopen_run(run: str, settings: TrainSettings) -> Job:
+    """The job of an interrupted run; raises RegistryError if there is none of that id."""
+    places.registry().reopen(run)
+    file = Settings().runs / run / "run.json"
+    if not file.exists():
+        raise TrainingError(f"run {run} left no folder here; resume it on the machine it ran on")
+    return Job.model_validate_json(file.read_text()).model_copy(update={"device": settings.device})
+
+
+@task(cache_policy=None)
+def fit(job: Job, processes: int) -> None:
+    """Train, from the checkpoint if there is one: a retry of this task goes on, not back."""
+    artifact = create_progress_artifact(progress=0.0, key="training", description=f"run {job.run}")
+    try:
+        if processes == 1:
+            with Display(artifact) as display:
+                training_job.run(job, display)
+        else:
+            fit_distributed(job, processes, artifact)
+    except KeyboardInterrupt:
+        places.registry().finish(job.run, "KILLED")
+        raise
+    except Exception:
+        places.registry().finish(job.run, "FAILED")
+        raise
+
+
+def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
+    """Run the job under torchrun, one process a device; SIGTERM is handed on to all of them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", "flows.training_job"]
+    with subprocess.Popen([*command, str(job.folder / "run.json"), str(artifact)]) as process:
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    if code:
+        error = job.folder / "error.txt"
+        reason = error.read_text() if error.exists() else f"torchrun ended with {code}"
+        raise TrainingError(f"run {job.run}: {reason}")
+
+
+@task(cache_policy=None)
+def register(job: Job) -> TrainResult:
+    """Register the best weights of a finished run in pt2 form, tagged with its lineage."""
+    registry = places.registry()
+    snapshot = places.dataset().snapshot(job.commit)
+    model = export.restorer(job.folder)
+    patients = [row.patient for row in snapshot.patients("train")]
+    tags = {
+        "commit": str(snapshot.commit),
+        "digest": snapshot.digest,
+        "recipe": job.recipe.name,
+        "training_patients": json.dumps(patients),
+        "code_version": code_version(),
+    }
+    version = registry.register(job.run, model, export.example_input(), tags)
+    registry.finish(job.run)
+    get_run_logger().info("run %s is model version %d", job.run, version)
+    return TrainResult(run=job.run, model=version, commit=snapshot.commit, recipe=job.recipe.name)
+
+
+def flatten(recipe: Recipe) -> dict[str, object]:
+    """The recipe's leaves by dotted name, as MLflow takes parameters."""
+    leaves: dict[str, object] = {}
+    for section, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            leaves |= {f"{section}.{key}": leaf for key, leaf in value.items()}
+        else:
+            leaves[section] = value
+    return leaves

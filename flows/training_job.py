@@ -1,0 +1,108 @@
+"""One training run as a process: reads the pinned commit, trains, and reports to MLflow.
+
+In-process for one device; for several, `torch.distributed.run` starts this module once a rank:
+`python -m torch.distributed.run --standalone --nproc-per-node=N -m flows.training_job RUN.json`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from flows import places
+from hqinet import training
+from hqinet.pictures import panel, save_curves
+from hqinet.recipe import Recipe
+from hqinet.sampling import VolumePair
+from storage.dataset import Snapshot
+from storage.registry import MetricBuffer, Registry
+
+EPOCHS_WITH_IMAGES = 5
+"""Validation images are logged at the first epoch and at this many evenly spaced later ones."""
+
+
+class Job(BaseModel):
+    """All that a training process must be told; written to the run's folder as `run.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    folder: Path
+    commit: int
+    recipe: Recipe
+    device: str
+
+
+class Progress(Protocol):
+    """Is told how far a run is: step of steps, and the numbers of that step."""
+
+    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Take note."""
+
+
+class MlflowObserver:
+    """Writes what training reports to the run, in batches, and passes progress on."""
+
+    def __init__(
+        self, registry: Registry, job: Job, anatomies: dict[str, str], progress: Progress
+    ) -> None:
+        """`anatomies`: patient to anatomy, for the window of validation images."""
+        self._registry, self._job, self._progress = registry, job, progress
+        self._buffer = MetricBuffer(registry, job.run)
+        self._anatomies = anatomies
+
+    def on_step(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Take a step's metrics."""
+        self._buffer.add(step, metrics)
+        self._progress(step, steps, metrics)
+
+    def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Take an epoch's metrics, with all steps before it."""
+        self._buffer.add(epoch, metrics)
+        self._buffer.flush()
+
+    def on_images(
+        self, epoch: int, patient: str, low: np.ndarray, restored: np.ndarray, full: np.ndarray
+    ) -> None:
+        """Store a validation slice at a few epochs."""
+        every = max(1, self._job.recipe.schedule.epochs // EPOCHS_WITH_IMAGES)
+        if epoch != 1 and epoch % every:
+            return
+        path = self._job.folder / "images" / f"epoch-{epoch:04d}-{patient}.png"
+        path.parent.mkdir(exist_ok=True)
+        panel(low, restored, full, self._anatomies[patient]).save(path)
+        self._registry.log_file(self._job.run, path, "validation")
+
+    def close(self) -> None:
+        """Write what is still kept."""
+        self._buffer.flush()
+
+
+def run(job: Job, progress: Progress) -> None:
+    """Train as the job says; the run's folder then holds the checkpoint and `history.json`."""
+    snapshot = places.dataset().snapshot(job.commit)
+    registry = places.registry()
+    anatomies = {row.patient: row.anatomy for row in snapshot.patients()}
+    observer = MlflowObserver(registry, job, anatomies, progress)
+    try:
+        trained = training.train(
+            job.recipe,
+            pairs(snapshot, "train"),
+            pairs(snapshot, "validation"),
+            folder=job.folder,
+            device=job.device,
+            observer=observer,
+        )
+    finally:
+        observer.close()
+    save_curves(trained.history, job.folder / "curves.png")
+    registry.log_file(job.run, job.folder / "curves.png")
+
+
+def pairs(snapshot: Snapshot, split: str) -> list[VolumePair]:
+    """The patients of a split as training and evaluation take them."""
+    volumes = [snapshot.volume(row.patient) for row in snapshot.patients(split)]
+    return [
+        VolumePair(volume.patient, volume.anatomy, volume.low, volume.full) for volume in volumes
+    ]
