@@ -51,7 +51,7 @@ def evaluate_patient(
     budget: bytes that this patient's views may take.
     """
     rows: list[pd.DataFrame] = []
-    meters = {"low": NoisePowerMeter(spacing), "restored": NoisePowerMeter(spacing)}
+    meters = {name: NoisePowerMeter(pair.matrix, spacing) for name in ("low", "restored")}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         kept = np.lib.format.open_memmap(
             Path(folder) / "restored.npy", mode="w+", dtype=np.int16, shape=tuple(pair.low.shape)

@@ -1,7 +1,8 @@
 """Radial noise power spectrum (NPS) of a residual inside the body.
 
-Method: square regions that lie wholly in the body, mean removed, squared Fourier magnitude scaled
-to HU^2 mm^2 and averaged over regions, then over rings of equal frequency (ICRU Report 87).
+Method: half-overlapping square regions that lie wholly in the body, mean removed, squared Fourier
+magnitude scaled to HU^2 mm^2 and averaged over regions, then over rings of equal frequency (ICRU
+Report 87).
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 REGION = 32
-"""Side of a region in pixels."""
+SMALL_REGION = 16
+"""Side of a region in pixels, and in matrices below SMALL_MATRIX."""
+SMALL_MATRIX = 256
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,19 @@ class NoisePower:
 class NoisePowerMeter:
     """Gathers the NPS of one patient, some slices at a time."""
 
-    def __init__(self, spacing: tuple[float, float]) -> None:
-        """`spacing`: row and column spacing in mm."""
+    def __init__(self, matrix: tuple[int, int], spacing: tuple[float, float]) -> None:
+        """`matrix`: rows and columns. `spacing`: row and column spacing in mm."""
+        self.side = SMALL_REGION if min(matrix) < SMALL_MATRIX else REGION
         self.spacing = spacing
-        self.total = torch.zeros(REGION, REGION, dtype=torch.float64)
+        self.total = torch.zeros(self.side, self.side, dtype=torch.float64)
         self.regions = 0
 
     def add(self, residual: Tensor, body: Tensor) -> None:
         """Add slices: `residual` (n, rows, columns) float32 HU, `body` bool of the same shape."""
-        inside = _regions(body).all(-1).all(-1)
+        inside = self._regions(body).all(-1).all(-1)
         if not inside.any():
             return
-        chosen = _regions(residual)[inside]
+        chosen = self._regions(residual)[inside]
         chosen = chosen - chosen.mean((-2, -1), keepdim=True)
         power = torch.fft.fft2(chosen).abs().square().sum(0)
         self.total += power.double().cpu()
@@ -48,15 +52,15 @@ class NoisePowerMeter:
         if self.regions == 0:
             return NoisePower((), (), 0)
         dy, dx = self.spacing
-        power = self.total.numpy() / self.regions * dy * dx / REGION**2
-        fy, fx = np.fft.fftfreq(REGION, dy)[:, None], np.fft.fftfreq(REGION, dx)[None, :]
-        step = 1 / (REGION * max(dy, dx))
+        side = self.side
+        power = self.total.numpy() / self.regions * dy * dx / side**2
+        fy, fx = np.fft.fftfreq(side, dy)[:, None], np.fft.fftfreq(side, dx)[None, :]
+        step = 1 / (side * max(dy, dx))
         ring = np.rint(np.hypot(fy, fx) / step).astype(int).ravel()
         # Beyond the Nyquist frequency only the corners of the square have samples.
-        rings = np.arange(1, REGION // 2 + 1)
+        rings = np.arange(1, side // 2 + 1)
         mean = np.bincount(ring, power.ravel())[rings] / np.bincount(ring)[rings]
         return NoisePower(tuple((rings * step).tolist()), tuple(mean.tolist()), self.regions)
 
-
-def _regions(x: Tensor) -> Tensor:
-    return x.unfold(1, REGION, REGION).unfold(2, REGION, REGION)
+    def _regions(self, x: Tensor) -> Tensor:
+        return x.unfold(1, self.side, self.side // 2).unfold(2, self.side, self.side // 2)

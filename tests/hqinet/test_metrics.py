@@ -137,7 +137,6 @@ def test_an_empty_slice_is_undefined_and_never_infinite_elsewhere():
     for name in ("nmse", "rmse_body", "bias_lung", "sd_bone", "noise_removed", "edge_sharpness"):
         assert torch.isnan(values[name]).all(), name
     assert not any(torch.isinf(value).any() for name, value in values.items() if "psnr" not in name)
-    assert torch.isposinf(values["psnr_window"]).all()  # both are black as displayed
 
 
 def test_a_nan_pixel_shows_in_the_slice_it_is_in(pair):

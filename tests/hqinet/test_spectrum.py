@@ -3,13 +3,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from hqinet.spectrum import REGION, NoisePowerMeter
+from hqinet.spectrum import REGION, SMALL_REGION, NoisePowerMeter
 
 SPACING = (0.7, 0.7)
 
 
 def measured(residual: torch.Tensor, body: torch.Tensor | None = None):
-    meter = NoisePowerMeter(SPACING)
+    meter = NoisePowerMeter(residual.shape[1:], SPACING)
     inside = torch.ones(residual.shape, dtype=torch.bool) if body is None else body
     for half in (slice(0, 4), slice(4, 8)):
         meter.add(residual[half], inside[half])
@@ -17,12 +17,12 @@ def measured(residual: torch.Tensor, body: torch.Tensor | None = None):
 
 
 def white(sd: float) -> torch.Tensor:
-    return torch.randn(8, 128, 128, generator=torch.Generator().manual_seed(0)) * sd
+    return torch.randn(8, 256, 256, generator=torch.Generator().manual_seed(0)) * sd
 
 
 def test_white_noise_is_flat_at_variance_times_pixel_area():
     power = measured(white(20.0))
-    assert power.regions == 8 * (128 // REGION) ** 2
+    assert power.regions == 8 * (2 * 256 // REGION - 1) ** 2
     assert np.array(power.power) == pytest.approx(20**2 * 0.7 * 0.7, rel=0.15)
     assert power.frequency[-1] == pytest.approx(1 / (2 * 0.7))
 
@@ -34,7 +34,13 @@ def test_smoothing_takes_high_frequencies():
 
 
 def test_only_regions_inside_the_body_count():
-    body = torch.zeros(8, 128, 128, dtype=torch.bool)
+    body = torch.zeros(8, 256, 256, dtype=torch.bool)
     assert measured(white(1.0), body).regions == 0
     body[:, :REGION, : 2 * REGION] = True
-    assert measured(white(1.0), body).regions == 16
+    assert measured(white(1.0), body).regions == 8 * 3
+
+
+def test_small_matrices_have_smaller_regions():
+    power = measured(white(5.0)[:, :64, :100])
+    assert len(power.power) == SMALL_REGION // 2
+    assert np.array(power.power) == pytest.approx(25 * 0.7 * 0.7, rel=0.25)
