@@ -6,11 +6,14 @@ parameter, so that Prefect's page shows it as a filled form.
 """
 
 from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flows.home import DEFAULT
+from storage.dicom import Limits
+from storage.splits import TARGETS, Split
 
 
 class Section(BaseModel):
@@ -22,9 +25,33 @@ class Section(BaseModel):
 class IngestSettings(Section):
     """How a cohort is read, checked and split."""
 
+    cohort_file: Path | None = Field(
+        None, description="TOML file that describes a delivery that the defaults do not."
+    )
+    limits: Limits = Field(
+        Limits(), description="How exact geometry must be, and how little is too little."
+    )
+    split_targets: dict[Split, Annotated[float, Field(ge=0)]] = Field(
+        dict(TARGETS), description="Share of train, validation and test among the patients."
+    )
+    retries: int = Field(
+        2, ge=0, description="How often a pair is read again when a worker fails with it."
+    )
+
 
 class ClusterSettings(Section):
     """Where Dask runs."""
+
+    where: str = Field(
+        "local",
+        description="`local`; the address of a scheduler, `tcp://...`; or the class of a cluster, "
+        "as `dask_jobqueue.SLURMCluster` or `dask_kubernetes.operator.KubeCluster`.",
+    )
+    workers: int = Field(0, ge=0, description="Worker processes; 0: one a core.")
+    memory: str = Field("2GiB", description="Memory of each local worker.")
+    arguments: dict[str, Any] = Field(
+        {}, description="Arguments of the cluster's class, as its own documentation names them."
+    )
 
 
 class TrainSettings(Section):

@@ -35,10 +35,12 @@ class Row:
     """One row of the catalog: a pair, a refused patient, series or file, or a reserved split.
 
     Attributes:
-        key: what the row is about: `patient:...`, `series:...` or `file:...`; unique.
+        key: what the row is about: `patient:...` (accepted or reserved, one a patient), or, one
+            a cohort, `refused:...` (a patient), `series:...` or `file:...`.
         status: `accepted`; `refused` with code and reason; `reserved`, a patient without data in
             this commit whose split is remembered (rolled back, or fixed by hand beforehand).
-        source: folder or file below the delivery (hashed when pseudonymising).
+        source, files: folder or file below the delivery, and the files that show what is wrong
+            (hashed when pseudonymising).
         spacing_z, spacing_y, spacing_x: mm.
         note: what ingestion did to the data that the reader should know (cropped, clipped).
         fingerprint: of the files and the rules it was decided from.
@@ -54,6 +56,7 @@ class Row:
     code: str | None = None
     reason: str | None = None
     source: str | None = None
+    files: tuple[str, ...] = ()
     path: str | None = None
     digest: str | None = None
     slices: int | None = None
@@ -73,10 +76,11 @@ class Row:
     studies: tuple[str, ...] = ()
 
 
+_LISTS = ("files", "sketch", "studies")
 _TYPES = {"int | None": pa.int64(), "float | None": pa.float64()}
 SCHEMA = pa.schema(
     [
-        (f.name, pa.list_(pa.string()) if f.name in ("sketch", "studies") else pa.string())
+        (f.name, pa.list_(pa.string()) if f.name in _LISTS else pa.string())
         if str(f.type) not in _TYPES
         else (f.name, _TYPES[str(f.type)])
         for f in fields(Row)
@@ -158,9 +162,9 @@ class Catalog:
         with storage_errors(str(self.location)):
             content = table.to_pyarrow_table().select(SCHEMA.names).to_pylist()
         for values in content:
-            values["sketch"] = tuple(values["sketch"] or ())
-            values["studies"] = tuple(values["studies"] or ())
-        return table.version(), sorted((Row(**values) for values in content), key=lambda r: r.key)
+            values.update({name: tuple(values[name] or ()) for name in _LISTS})
+        rows = (Row(**values) for values in content)
+        return table.version(), sorted(rows, key=lambda r: (r.key, r.cohort))
 
     def commit(self, rows: Iterable[Row], *, parent: int, metadata: Mapping[str, Any]) -> int:
         """Replace all rows, if `parent` is still the latest commit; return the new number.

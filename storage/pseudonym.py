@@ -31,14 +31,17 @@ class Pseudonyms:
 
     def path(self, path: str) -> str:
         """A path below the delivery as it may be shown: itself, or a digest."""
-        return f"path-{self.digest(path)}" if self.on else path
+        shown = path.encode(errors="backslashreplace").decode()
+        return f"path-{self.digest(path)}" if self.on else shown
 
     def digest(self, text: str) -> str:
         """16 hex digits for a UID or path; keyed when pseudonymising."""
+        # File names need not be UTF-8; the standard library stands in surrogates for the rest.
+        raw = text.encode(errors="backslashreplace")
         if self.on:
-            code = hmac.new(self.secret.encode(), text.encode(), hashlib.sha256)
+            code = hmac.new(self.secret.encode(), raw, hashlib.sha256)
         else:
-            code = hashlib.sha256(text.encode())
+            code = hashlib.sha256(raw)
         return code.hexdigest()[:16]
 
 

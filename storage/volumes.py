@@ -59,13 +59,15 @@ class Written:
     Attributes:
         path: below the dataset's root.
         digest: of both arrays' HU and of the description.
-        pixels: of the full-dose HU alone: the same person under two names has the same.
+        pixels, low_pixels: of the full-dose and the low-dose HU alone: the same person under two
+            names has the same.
         sketch: the smallest digests of the full-dose slices, to find a partial copy.
     """
 
     path: str
     digest: str
     pixels: str
+    low_pixels: str
     sketch: tuple[str, ...]
 
 
@@ -139,7 +141,7 @@ def write(
             f"{location}/{path} reads back with digest {found[:12]}, written was {address[:12]}: "
             "check the disk or object store, then ingest again"
         )
-    return Written(path, address, digests["full"], hashers["full"].sketch())
+    return Written(path, address, digests["full"], digests["low"], hashers["full"].sketch())
 
 
 def _build(
@@ -202,6 +204,15 @@ def open_group(location: Location, path: str) -> zarr.Group:
             f"{location}/{path}: the volume is not there; "
             "`hqinet dataset verify` lists what is missing"
         ) from error
+
+
+def is_complete(location: Location, path: str) -> bool:
+    """Whether a pair lies here, written to its end; nothing of it is read."""
+    try:
+        location.store().head(f"{path}/zarr.json")
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def digest(location: Location, path: str) -> str:

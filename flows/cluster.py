@@ -1,0 +1,121 @@
+"""Where Dask runs: worker processes of this machine, a scheduler's address, or a cluster's class.
+
+Processes, not threads: pydicom is Python. Workers write under the scratch folder only, and end
+with the process that started them, however it ends.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from distributed import Client, LocalCluster, as_completed
+
+from flows.settings import ClusterSettings
+from storage.errors import StorageError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Enough to keep a large cluster busy, few enough that the scheduler holds no whole cohort.
+_IN_FLIGHT = 256
+
+
+class Workers:
+    """A Dask cluster that opens at the first work and closes with the `with` block."""
+
+    def __init__(self, settings: ClusterSettings, scratch: Path) -> None:
+        self._settings = settings
+        self._scratch = scratch
+        self._stack = ExitStack()
+        self._client: Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self._client = None
+
+    def run(
+        self, function: Callable[[Item], Result], items: Iterable[Item], retries: int
+    ) -> Iterator[tuple[Item, Result | Exception]]:
+        """Run one future an item; yield items with results, or what they failed with, as they end.
+
+        Args:
+            retries: how often an item is tried again. An item whose worker dies is done again on
+                another one, up to Dask's own limit of three deaths, whatever this says.
+        """
+        waiting = iter(items)
+        first = list(islice(waiting, _IN_FLIGHT))
+        if not first:
+            return
+        client = self._open()
+        item_of = {
+            client.submit(function, item, retries=retries, pure=False): item for item in first
+        }
+        done = as_completed(list(item_of))
+        for future in done:
+            item = item_of.pop(future)
+            error = future.exception()
+            yield item, future.result() if error is None else error
+            for following in islice(waiting, 1):
+                new = client.submit(function, following, retries=retries, pure=False)
+                item_of[new] = following
+                done.add(new)
+
+    def _open(self) -> Client:
+        if self._client is None:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            self._client = self._stack.enter_context(self._connect())
+        return self._client
+
+    def _connect(self) -> Client:
+        where = self._settings.where
+        if "://" in where:
+            try:
+                return Client(where, timeout="30s")
+            except (OSError, ValueError) as error:
+                raise StorageError(
+                    f"no Dask scheduler answers at {where}: start one (`dask scheduler`) or set "
+                    "HQINET_CLUSTER__WHERE=local"
+                ) from error
+        cluster = self._local() if where == "local" else self._of_class(where)
+        return Client(self._stack.enter_context(cluster))
+
+    def _local(self) -> LocalCluster:
+        # The dashboard and its port are nobody's business on a shared machine.
+        return LocalCluster(
+            n_workers=self._settings.workers or len(os.sched_getaffinity(0)),
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=self._settings.memory,
+            dashboard_address=None,
+            local_directory=str(self._scratch),
+            silence_logs=logging.CRITICAL,
+        )
+
+    def _of_class(self, path: str) -> Any:  # noqa: ANN401 - cluster classes share no base
+        module, _, name = path.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise StorageError(
+                f"cluster {path!r} cannot be imported ({error}): install its package "
+                f"(`pip install {module.partition('.')[0].replace('_', '-') or path}`), or set "
+                "HQINET_CLUSTER__WHERE to `local` or a `tcp://` address"
+            ) from error
+        cluster = kind(**self._settings.arguments)
+        if self._settings.workers:
+            cluster.scale(self._settings.workers)
+        return cluster

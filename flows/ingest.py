@@ -1,0 +1,277 @@
+"""The ingest flow: a delivery of DICOM becomes one commit of the dataset, or none.
+
+Headers are scanned, series paired, pairs converted on Dask, and all that was decided is committed
+at once. Whatever is wrong refuses that series or pair alone, with a reason.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel
+
+from flows import places
+from flows.cluster import Workers
+from flows.settings import ClusterSettings, IngestSettings, Settings
+from storage import admission, pseudonym
+from storage.admission import Admission
+from storage.catalog import Row
+from storage.cohort import CohortRules, read_cohort_file
+from storage.conversion import Conversion, Memory, refused_row
+from storage.dataset import Dataset, Snapshot
+from storage.errors import StorageError
+from storage.headers import Record
+from storage.pairing import Pair, Plan, Refusal, plan
+from storage.pseudonym import Pseudonyms
+from storage.refusals import Code
+from storage.scan import Chunk, ChunkReader, Scan, scan
+
+DEFAULTS = Settings()
+
+
+class Accepted(BaseModel):
+    """A new or changed patient."""
+
+    patient: str
+    slices: int
+    split: str
+
+
+class Refused(BaseModel):
+    """A refused patient, series or file."""
+
+    source: str
+    patient: str | None
+    code: str
+    reason: str
+    files: list[str]
+
+
+class IngestResult(BaseModel):
+    """What `hqinet ingest --json` prints; refusals known from before are repeated."""
+
+    commit: int
+    accepted: list[Accepted]
+    refused: list[Refused]
+    unchanged: int
+    changed: list[str]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What is ingested, and how it is to be understood."""
+
+    source: Path
+    cohort: str
+    rules: CohortRules
+    names: Pseudonyms
+    settings: IngestSettings
+    dataset: Dataset
+    memory: Path
+
+
+@flow(name="ingest")
+def ingest(
+    source: str,
+    cohort: str | None = None,
+    settings: IngestSettings = DEFAULTS.ingest,
+    cluster: ClusterSettings = DEFAULTS.cluster,
+) -> IngestResult:
+    """Read a folder of DICOM into the dataset.
+
+    Args:
+        source: Folder of the delivery, in any layout; it is never written to.
+        cohort: Name of the delivery; default: the cohort file's, or the folder's.
+        settings: How the cohort is read, checked and split.
+        cluster: Where Dask runs.
+    """
+    delivery = open_delivery(Path(source), cohort, settings)
+    with Workers(cluster, places.scratch()) as workers:
+        found = scan_headers(delivery, workers)
+        planned = pair_series(delivery, found)
+        rows = convert(delivery, planned, workers)
+    result = commit(delivery, planned, rows)
+    publish(result)
+    return result
+
+
+def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) -> Delivery:
+    """Read the cohort file and the pseudonyms' secret, and make the dataset if there is none."""
+    rules = read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
+    names = pseudonym.pseudonyms(
+        pseudonymise=rules.pseudonymise, secret=os.environ.get(pseudonym.VARIABLE)
+    )
+    # A folder's name may name a person; a name that was given is meant to be shown.
+    folder = source.absolute().name
+    dataset = places.dataset()
+    dataset.create()
+    return Delivery(
+        source=source,
+        cohort=cohort or rules.name or (names.path(folder) if names.on else folder),
+        rules=rules,
+        names=names,
+        settings=settings,
+        dataset=dataset,
+        memory=places.scratch().parent / "scan",
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def scan_headers(delivery: Delivery, workers: Workers) -> Scan:
+    """Look at the headers that are new; many of them on the workers."""
+
+    def read_all(read: ChunkReader, chunks: list[Chunk]) -> Iterator[list[Record]]:
+        # A few hundred headers are read before the first worker is up.
+        if len(chunks) < 2:
+            yield from map(read, chunks)
+            return
+        for _, result in workers.run(read, chunks, retries=1):
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+    found = scan(delivery.source, delivery.rules, delivery.names, delivery.memory, read_all)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(found.skipped.items()))
+    get_run_logger().info("%s files; left: %s", len(found.records), kinds or "none")
+    return found
+
+
+@task(cache_policy=NO_CACHE)
+def pair_series(delivery: Delivery, found: Scan) -> Plan:
+    """Find each patient's pair, and a reason for every series that is in none."""
+    planned = plan(found, delivery.rules, delivery.settings.limits, delivery.names)
+    get_run_logger().info(
+        "%s pairs, %s refusals by their headers", len(planned.pairs), len(planned.refusals)
+    )
+    return planned
+
+
+@task(cache_policy=NO_CACHE)
+def convert(delivery: Delivery, planned: Plan, workers: Workers) -> list[Row]:
+    """Convert the pairs that are new or changed: one future a pair, rows as they complete."""
+    memory = Memory(delivery.memory / "converted")
+    known, unread = recall(delivery, planned, memory)
+    conversion = Conversion(
+        root=delivery.source.resolve(),
+        location=delivery.dataset.location,
+        scratch=places.scratch(),
+        cohort=delivery.cohort,
+        names=delivery.names,
+    )
+    logger = get_run_logger()
+    logger.info("%s pairs known, %s to convert", len(known), len(unread))
+    for pair, result in workers.run(conversion, unread, delivery.settings.retries):
+        if isinstance(result, StorageError):
+            raise result
+        row = result if isinstance(result, Row) else failed(pair, result, delivery.cohort)
+        if row.fingerprint:
+            memory.remember(row)
+        logger.info("%s: %s", pair.patient, row.code or f"{row.slices} slices")
+        known.append(row)
+    return known
+
+
+def recall(delivery: Delivery, planned: Plan, memory: Memory) -> tuple[list[Row], list[Pair]]:
+    """Rows of pairs whose files and rules are as they were, and the pairs that must be read."""
+    current = delivery.dataset.snapshot().entries
+    standing = {row.fingerprint: row for row in current if row.status == "accepted"}
+    refused = {
+        row.fingerprint: row
+        for row in current
+        if row.status == "refused" and row.cohort == delivery.cohort
+    }
+    known, unread = [], []
+    for pair in planned.pairs:
+        mark, location = pair.fingerprint, delivery.dataset.location
+        row = memory.whole(standing.get(mark), location) or memory.recall(mark, location)
+        row = row or refused.get(mark)
+        if row is None:
+            unread.append(pair)
+        else:
+            known.append(replace(row, cohort=delivery.cohort, source=pair.source))
+    return known, unread
+
+
+def failed(pair: Pair, error: Exception, cohort: str) -> Row:
+    """The refusal of a pair that no worker could finish; it is tried again next time."""
+    reason = (
+        f"the conversion failed on every try ({type(error).__name__}): look at the workers' "
+        "memory (HQINET_CLUSTER__MEMORY) and ingest again"
+    )
+    key = f"refused:{pair.patient}"
+    refusal = Refusal(key, pair.patient, Code.CONVERSION_FAILED, reason, pair.source)
+    return refused_row(refusal, cohort)
+
+
+@task(cache_policy=NO_CACHE)
+def commit(delivery: Delivery, planned: Plan, rows: list[Row]) -> IngestResult:
+    """Decide on the latest commit what changes, and commit it; again if another came first."""
+    incoming = [*rows, *(refused_row(r, delivery.cohort) for r in planned.refusals)]
+    decided = Admission()
+
+    def decide(current: Snapshot) -> list[Row] | None:
+        nonlocal decided
+        decided = admission.admit(
+            current.entries,
+            incoming,
+            planned.seen,
+            delivery.cohort,
+            delivery.settings.split_targets,
+        )
+        return decided.rows
+
+    def details() -> dict[str, object]:
+        return {
+            "settings": delivery.settings.model_dump(mode="json", exclude={"cohort_file"}),
+            "rules": delivery.rules.model_dump(mode="json", exclude_defaults=True),
+            "new": len(decided.accepted) - len(decided.changed),
+            "changed": decided.changed,
+            "unchanged": len(decided.unchanged),
+        }
+
+    snapshot = delivery.dataset.commit(
+        decide, action="ingest", cohort=delivery.cohort, details=details
+    )
+    return IngestResult(
+        commit=snapshot.commit,
+        accepted=[
+            Accepted(patient=row.patient or "", slices=row.slices or 0, split=row.split or "")
+            for row in decided.accepted
+        ],
+        refused=[
+            Refused(
+                source=row.source or "",
+                patient=row.patient,
+                code=row.code or "",
+                reason=row.reason or "",
+                files=list(row.files),
+            )
+            for row in decided.refused
+        ],
+        unchanged=len(decided.unchanged),
+        changed=decided.changed,
+    )
+
+
+def publish(result: IngestResult) -> None:
+    """Log the outcome and leave the refusals as a table on Prefect's page."""
+    codes = Counter(refused.code for refused in result.refused)
+    get_run_logger().info(
+        "commit %s: %s accepted, %s changed, %s unchanged, refused: %s",
+        result.commit,
+        len(result.accepted),
+        len(result.changed),
+        result.unchanged,
+        dict(codes) or "none",
+    )
+    if result.refused:
+        create_table_artifact(
+            [refused.model_dump() for refused in result.refused],
+            key="ingest-refusals",
+            description=f"{len(result.refused)} refusals of the delivery of commit {result.commit}",
+        )

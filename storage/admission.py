@@ -1,0 +1,165 @@
+"""Which rows of the dataset a delivery changes: decided on the latest commit, again if it moved.
+
+- A patient who is there and whose volume is the same is unchanged.
+- A patient who is there and whose volume differs is changed: the new one replaces it, the split
+  stays. From another cohort only where a common study or common pixels show the same person.
+- Pixels that stand under another patient are refused.
+- A refusal never removes an accepted volume; an acceptance removes the patient's refusals.
+- Rows of patients, series and files that the delivery does not hold stay as they are.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from storage import splits
+from storage.catalog import Row
+from storage.refusals import Code
+
+Key = tuple[str, str]
+
+
+@dataclass
+class Admission:
+    """What became of a delivery.
+
+    Attributes:
+        rows: all rows of the next commit; None when nothing changes.
+        accepted: new and changed patients' rows.
+        refused: all refusals of this delivery, those already known too.
+        unchanged: patients whose volume stands already.
+        changed: patients whose volume was replaced.
+    """
+
+    rows: list[Row] | None = None
+    accepted: list[Row] = field(default_factory=list)
+    refused: list[Row] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+
+def admit(
+    current: Sequence[Row],
+    incoming: Iterable[Row],
+    seen: frozenset[str],
+    cohort: str,
+    targets: Mapping[splits.Split, float] = splits.TARGETS,
+) -> Admission:
+    """Decide what a delivery changes.
+
+    Args:
+        current: rows of the latest commit.
+        incoming: accepted rows without a split and refused rows, of all that the delivery holds.
+        seen: keys that the delivery says something about: refusals under them that it does not
+            repeat are over.
+    """
+    rows = {_identity(row): row for row in current}
+    admission = Admission()
+    incoming = sorted(incoming, key=lambda row: row.key)
+    accepted = _accept(rows, [r for r in incoming if r.status == "accepted"], admission)
+    repeated = {_identity(row): row for row in admission.refused}
+    repeated.update((_identity(row), row) for row in incoming if row.status == "refused")
+    for key, row in list(rows.items()):
+        over = row.status == "refused" and row.cohort == cohort and row.key in seen
+        mended = row.key.startswith("refused:") and row.patient in accepted
+        if over or mended:
+            del rows[key]
+    known = {_identity(row): row for row in current}
+    for key, row in repeated.items():
+        before = known.get(key)
+        rows[key] = before if before and _same(before, row) else row
+    admission.refused = [rows[key] for key in sorted(repeated)]
+    _place(rows, accepted, targets)
+    admission.accepted = [rows["", f"patient:{patient}"] for patient in sorted(accepted)]
+    after = sorted(rows.values(), key=lambda row: (row.key, row.cohort))
+    before_all = sorted(current, key=lambda row: (row.key, row.cohort))
+    admission.rows = after if after != before_all else None
+    return admission
+
+
+def _identity(row: Row) -> Key:
+    """One row a patient; one refusal a cohort and patient, series or file."""
+    return ("" if row.status != "refused" else row.cohort, row.key)
+
+
+def _same(a: Row, b: Row) -> bool:
+    return replace(a, fingerprint=None) == replace(b, fingerprint=None)
+
+
+def _accept(rows: dict[Key, Row], candidates: Sequence[Row], admission: Admission) -> set[str]:
+    """Put accepted rows in, refuse the pixels of others; return the new and changed patients."""
+    owners = {
+        mark: r.patient for r in rows.values() if r.status == "accepted" for mark in _marks(r)
+    }
+    accepted: set[str] = set()
+    for row in candidates:
+        patient = row.patient or ""
+        standing = rows.get(_identity(row))
+        before = standing if standing and standing.status == "accepted" else None
+        if before and before.digest == row.digest:
+            admission.unchanged.append(patient)
+            continue
+        other = next((o for m in _marks(row) if (o := owners.get(m, patient)) != patient), None)
+        if other is not None:
+            reason = f"the full-dose pixels of {patient} stand under {other} already"
+            admission.refused.append(_refused(row, Code.DUPLICATE_PATIENT, reason))
+            continue
+        if before and not _same_person(before, row):
+            reason = (
+                f"{patient} stands from cohort {before.cohort!r} with other pixels of another "
+                "study: if it is the same person, ingest under that cohort's name; if not, give "
+                "the patients of this delivery a prefix in its cohort file"
+            )
+            admission.refused.append(_refused(row, Code.PATIENT_CONFLICT, reason))
+            continue
+        if before:
+            admission.changed.append(patient)
+        rows[_identity(row)] = replace(row, split=standing.split if standing else None)
+        owners.update((mark, patient) for mark in _marks(row))
+        accepted.add(patient)
+    return accepted
+
+
+def _marks(row: Row) -> tuple[str, ...]:
+    return (row.pixels or "", *row.sketch)
+
+
+def _same_person(before: Row, row: Row) -> bool:
+    return (
+        before.cohort == row.cohort
+        or bool(set(before.studies) & set(row.studies))
+        or bool(set(_marks(before)) & set(_marks(row)))
+    )
+
+
+def _refused(row: Row, code: Code, reason: str) -> Row:
+    return Row(
+        key=f"refused:{row.patient}",
+        cohort=row.cohort,
+        status="refused",
+        patient=row.patient,
+        code=str(code),
+        reason=reason,
+        source=row.source,
+        fingerprint=row.fingerprint,
+    )
+
+
+def _place(
+    rows: dict[Key, Row], accepted: Iterable[str], targets: Mapping[splits.Split, float]
+) -> None:
+    """Give a split to each accepted patient who has none."""
+    new = {p: _stratum(row) for p in accepted if not (row := rows["", f"patient:{p}"]).split}
+    settled = [
+        (_stratum(r), s)
+        for r in rows.values()
+        if r.status == "accepted"
+        for s in splits.SPLITS
+        if s == r.split
+    ]
+    for patient, split in splits.assign(settled, new, targets).items():
+        key = "", f"patient:{patient}"
+        rows[key] = replace(rows[key], split=split)
+
+
+def _stratum(row: Row) -> splits.Stratum:
+    return row.anatomy or "unknown", row.vendor or "other"

@@ -1,0 +1,176 @@
+"""A pair -> a volume in the store, as a row to be committed; the unit of work of a cluster."""
+
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from storage import volumes
+from storage.catalog import Row
+from storage.dicom import SliceReader
+from storage.location import Location
+from storage.pairing import Pair, Refusal
+from storage.pseudonym import Pseudonyms
+from storage.refusals import Code, Refused
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Reads pairs of one delivery and writes them as volumes; picklable, for a cluster.
+
+    Attributes:
+        root: of the delivery.
+        location: of the dataset.
+        scratch: folder on a local disk of the worker for volumes under construction.
+    """
+
+    root: Path
+    location: Location
+    scratch: Path
+    cohort: str
+    names: Pseudonyms
+
+    def __call__(self, pair: Pair) -> Row:
+        """Convert one pair; the row is accepted, without split, or refused.
+
+        Raises:
+            StorageError: scratch or store cannot be written.
+        """
+        try:
+            return self._convert(pair)
+        except Refused as refused:
+            return refused_row(
+                Refusal(
+                    f"refused:{pair.patient}",
+                    pair.patient,
+                    refused.code,
+                    refused.reason,
+                    pair.source,
+                    tuple(map(self.names.path, refused.files)),
+                ),
+                self.cohort,
+                pair.fingerprint,
+            )
+
+    def _convert(self, pair: Pair) -> Row:
+        low, full = SliceReader(self.root, pair.low), SliceReader(self.root, pair.full)
+        shape = (len(pair.full.slices), pair.full.rows, pair.full.columns)
+        written = volumes.write(
+            self.location,
+            self.scratch / f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            pair.patient,
+            shape,
+            describe(pair),
+            {"low": low, "full": full},
+        )
+        if written.low_pixels == written.pixels:
+            raise Refused(
+                Code.IDENTICAL_DOSES,
+                "low dose and full dose hold the same pixels; expected two different images",
+            )
+        notes = [pair.note, *_notes("low", low), *_notes("full", full)]
+        spacing = pair.full.spacing
+        return Row(
+            key=f"patient:{pair.patient}",
+            cohort=self.cohort,
+            status="accepted",
+            patient=pair.patient,
+            source=pair.source,
+            path=written.path,
+            digest=written.digest,
+            slices=shape[0],
+            rows=shape[1],
+            columns=shape[2],
+            spacing_z=spacing[0],
+            spacing_y=spacing[1],
+            spacing_x=spacing[2],
+            anatomy=pair.anatomy,
+            dose_fraction=pair.dose_fraction,
+            vendor=pair.full.vendor,
+            kernel=pair.full.kernel,
+            note="; ".join(note for note in notes if note) or None,
+            fingerprint=pair.fingerprint,
+            pixels=written.pixels,
+            sketch=written.sketch,
+            studies=pair.studies,
+        )
+
+
+def describe(pair: Pair) -> dict[str, object]:
+    """The attributes of the volume's group: geometry in mm and words of fixed vocabularies."""
+    return {
+        "spacing": list(pair.full.spacing),
+        "positions": [item.position for item in pair.full.slices],
+        "orientation": list(pair.full.orientation),
+        "origin": list(pair.full.origin),
+        "anatomy": pair.anatomy,
+        "dose_fraction": pair.dose_fraction,
+        "vendor": pair.full.vendor,
+        "kernel": {"low": pair.low.kernel, "full": pair.full.kernel},
+        "unit": "HU",
+    }
+
+
+def _notes(dose: str, reader: SliceReader) -> list[str]:
+    notes = []
+    if reader.rounded:
+        notes.append(f"{dose} dose: HU rounded to whole numbers")
+    if reader.clipped:
+        notes.append(f"{dose} dose: {reader.clipped} pixels above 32767 HU set to 32767")
+    return notes
+
+
+def refused_row(refusal: Refusal, cohort: str, fingerprint: str | None = None) -> Row:
+    """The row of a refusal.
+
+    Args:
+        fingerprint: of the pair, when pixels were read to know; it is not read again before
+            something changes.
+    """
+    return Row(
+        key=refusal.key,
+        cohort=cohort,
+        status="refused",
+        patient=refusal.patient,
+        code=str(refusal.code),
+        reason=refusal.reason,
+        source=refusal.source,
+        files=refusal.files,
+        fingerprint=fingerprint,
+    )
+
+
+class Memory:
+    """Rows of conversions that are done, by fingerprint: a killed ingest goes on where it was.
+
+    What is in here may be lost at any time; then a pair is simply read again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def recall(self, fingerprint: str, location: Location) -> Row | None:
+        """The row of a pair that was converted before, if its volume lies at the location."""
+        try:
+            values = json.loads((self._folder / f"{fingerprint}.json").read_text("utf-8"))
+            for name in ("files", "sketch", "studies"):
+                values[name] = tuple(values[name])
+            row = Row(**values)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return self.whole(row, location)
+
+    @staticmethod
+    def whole(row: Row | None, location: Location) -> Row | None:
+        """The row, if the volume that it names is there."""
+        if row is None or row.path is None:
+            return row
+        return row if volumes.is_complete(location, row.path) else None
+
+    def remember(self, row: Row) -> None:
+        """Keep the row of a conversion; whole or not at all."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        draft = self._folder / f"{row.fingerprint}.{os.getpid()}.draft"
+        draft.write_text(json.dumps(asdict(row)), "utf-8")
+        draft.replace(self._folder / f"{row.fingerprint}.json")

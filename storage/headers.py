@@ -1,0 +1,355 @@
+"""One file's header -> a record of technical attributes, or the reason why there is none."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import pydicom
+from pydicom.dataset import Dataset as Header
+from pydicom.multival import MultiValue
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+    RawDataStorage,
+)
+
+from storage import cohort
+from storage.cohort import CohortRules, Role
+from storage.pseudonym import Pseudonyms
+from storage.refusals import Code, Refused
+
+# Values out of their VR's bounds are judged below; pydicom's warnings would quote them in logs.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+Vector = tuple[float, ...]
+
+_IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_JPEG_2000 = "1.2.840.10008.1.2.4.91"
+_LOSSY_SYNTAXES = {
+    "1.2.840.10008.1.2.4.50": "JPEG baseline",
+    "1.2.840.10008.1.2.4.51": "JPEG extended",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.4.203": "HTJ2K",
+}
+_ATTRIBUTES = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PatientID",
+    "Modality",
+    "ImageType",
+    "SeriesDescription",
+    "Manufacturer",
+    "ConvolutionKernel",
+    "BodyPartExamined",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "GantryDetectorTilt",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "NumberOfFrames",
+    "LossyImageCompression",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+_PREAMBLE = 128
+_EXTENSIONS = (".dcm", ".dicom", ".ima")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where one image lies.
+
+    Attributes:
+        position: ImagePositionPatient in mm. None, as for the others, when absent or no numbers.
+        orientation: ImageOrientationPatient, two direction cosines.
+        spacing: PixelSpacing (row, column) in mm.
+    """
+
+    position: Vector | None
+    orientation: Vector | None
+    spacing: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What ingestion knows of a file; free of names, UIDs and descriptions.
+
+    Attributes:
+        path: below the delivery.
+        kind: `image`; `unreadable`; `projections`, `ignored` (by the cohort file) and `other`
+            (no DICOM) are counted and left.
+        patient: key of the dataset; None where the file names nobody.
+        study, series, instance, frame_of_reference: digests of UIDs.
+        tilt: GantryDetectorTilt in degrees.
+        code, reason: why the file alone is reason enough for a refusal.
+        frames: one, or one a frame of an Enhanced image.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    kind: Literal["image", "unreadable", "projections", "ignored", "other"]
+    patient: str | None = None
+    role: Role = Role.UNKNOWN
+    study: str = ""
+    series: str = ""
+    instance: str = ""
+    frame_of_reference: str = ""
+    anatomy: str = "unknown"
+    dose_fraction: float | None = None
+    vendor: str = "other"
+    kernel: str = "other"
+    rows: int = 0
+    columns: int = 0
+    tilt: float | None = None
+    code: Code | None = None
+    reason: str | None = None
+    frames: tuple[Frame, ...] = ()
+
+
+def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) -> Record:
+    """Look at one file, its header only.
+
+    Args:
+        root: of the delivery.
+        path: below it.
+    """
+    try:
+        status = (root / path).stat()
+    except OSError as error:
+        return _unreadable(path, -1, -1, f"the file is not there: {error.strerror}")
+    size, mtime = status.st_size, status.st_mtime_ns
+    try:
+        with (root / path).open("rb") as stream:
+            header = _read_header(stream, path)
+        if header is None:
+            return Record(path, size, mtime, "other")
+        return _Reader(header, path, rules, names).record(size, mtime)
+    except OSError as error:
+        # Size -1: it is looked at again next time, when the disk may be well.
+        return _unreadable(path, -1, mtime, f"the disk gives an error: {error.strerror}")
+    except Exception as error:  # noqa: BLE001 - a broken file provokes any error in the parser
+        reason = f"the header cannot be read as DICOM ({type(error).__name__})"
+        return _unreadable(path, size, mtime, reason)
+
+
+def _unreadable(path: str, size: int, mtime: int, reason: str) -> Record:
+    return Record(path, size, mtime, "unreadable", code=Code.UNREADABLE, reason=reason)
+
+
+def _read_header(stream: BinaryIO, path: str) -> Header | None:
+    """The header; None for what is no DICOM and does not claim to be.
+
+    Raises:
+        InvalidDicomError: no DICOM, though the name says so.
+    """
+    start = stream.read(_PREAMBLE + 4)
+    stream.seek(0)
+    claims = Path(path).suffix.lower() in _EXTENSIONS and not Path(path).name.startswith("._")
+    # Without preamble, as some old exports are: a first element of group 2 or 8, little endian.
+    bare = start[:2] in (b"\x08\x00", b"\x02\x00")
+    if start[_PREAMBLE:] != b"DICM" and not bare and not claims:
+        return None
+    header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_ATTRIBUTES, force=bare)
+    if "SOPClassUID" not in header and bare and not claims:
+        return None
+    return header
+
+
+class _Reader:
+    """Reads the attributes of one open header into a record."""
+
+    def __init__(self, header: Header, path: str, rules: CohortRules, names: Pseudonyms) -> None:
+        self.header = header
+        self.path = path
+        self.rules = rules
+        self.names = names
+
+    def record(self, size: int, mtime: int) -> Record:
+        """The record of the file."""
+        sop_class = self.text("SOPClassUID")
+        if sop_class == MediaStorageDirectoryStorage:
+            return Record(self.path, size, mtime, "other")
+        if sop_class == RawDataStorage:
+            return Record(self.path, size, mtime, "projections")
+        role = cohort.role(self.rules, self.path, self.text("SeriesDescription"))
+        if role is None:
+            return Record(self.path, size, mtime, "ignored")
+        key = cohort.patient_key(self.rules, self.path, self.text("PatientID"))
+        part = cohort.anatomy(self.rules, key or "", self.text("BodyPartExamined"))
+        code, reason = self.verdict(sop_class, size)
+        return Record(
+            path=self.path,
+            size=size,
+            mtime_ns=mtime,
+            kind="image",
+            patient=self.names.patient(key) if key else None,
+            role=role,
+            study=self.names.digest(self.text("StudyInstanceUID")),
+            series=self.names.digest(self.text("SeriesInstanceUID")),
+            instance=self.names.digest(self.text("SOPInstanceUID")),
+            frame_of_reference=self.names.digest(self.text("FrameOfReferenceUID")),
+            anatomy=part,
+            dose_fraction=cohort.dose_fraction(self.rules, key or "", part),
+            vendor=cohort.vendor(self.text("Manufacturer")),
+            kernel=cohort.kernel(self.text("ConvolutionKernel")),
+            rows=self.count("Rows"),
+            columns=self.count("Columns"),
+            tilt=(_numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
+            code=code,
+            reason=reason,
+            frames=_frames(self.header),
+        )
+
+    def text(self, keyword: str) -> str:
+        """An attribute as text; the first of several values, empty when absent."""
+        value = self.header.get(keyword)
+        if isinstance(value, MultiValue):
+            value = value[0] if value else None
+        return "" if value is None else str(value).strip(" \0")
+
+    def count(self, keyword: str) -> int:
+        """An attribute as a whole number; 0 when absent."""
+        return int(self.header.get(keyword) or 0)
+
+    def verdict(self, sop_class: str, size: int) -> tuple[Code | None, str | None]:
+        """Why this file alone is refused, if it is."""
+        try:
+            self.check_kind(sop_class)
+            self.check_compression()
+            self.check_pixels(size)
+            self.check_rescale()
+        except Refused as refused:
+            return refused.code, refused.reason
+        return None, None
+
+    def check_kind(self, sop_class: str) -> None:
+        """CT images of the body only."""
+        image_type = [str(v).upper() for v in self.header.get("ImageType") or ()]
+        if sop_class.startswith(_SECONDARY_CAPTURE) or "SCREEN SAVE" in image_type:
+            raise Refused(Code.SECONDARY_CAPTURE, "the series is a secondary capture, no CT image")
+        if "LOCALIZER" in image_type:
+            raise Refused(Code.LOCALIZER, "ImageType says LOCALIZER: a scout, no axial series")
+        if sop_class not in _IMAGES or self.text("Modality") != "CT":
+            raise Refused(
+                Code.NOT_CT,
+                f"SOP class {_uid(sop_class)} with modality {_modality(self.text('Modality'))}; "
+                "expected CT Image Storage or Enhanced CT Image Storage with modality CT",
+            )
+
+    def check_compression(self) -> None:
+        """Pixels must be what the scanner computed."""
+        syntax = str(self.header.file_meta.get("TransferSyntaxUID", ""))
+        said = self.text("LossyImageCompression")
+        if said == "01":
+            raise Refused(Code.LOSSY_COMPRESSION, "LossyImageCompression is 01; expected 00")
+        if syntax in _LOSSY_SYNTAXES or (syntax == _JPEG_2000 and said != "00"):
+            name = _LOSSY_SYNTAXES.get(syntax, "JPEG 2000, which may be lossy")
+            raise Refused(
+                Code.LOSSY_COMPRESSION,
+                f"transfer syntax {syntax} ({name}); expected a lossless one",
+            )
+
+    def check_pixels(self, size: int) -> None:
+        """One grey value a pixel, and as many bytes as the header promises."""
+        samples, bits = self.count("SamplesPerPixel"), self.count("BitsAllocated")
+        photometric = self.text("PhotometricInterpretation")
+        if samples != 1 or photometric != "MONOCHROME2" or bits not in (8, 16, 32):
+            raise Refused(
+                Code.UNSUPPORTED_PIXELS,
+                f"SamplesPerPixel {samples}, "
+                f"{'MONOCHROME1' if photometric == 'MONOCHROME1' else 'photometric other'}, "
+                f"BitsAllocated {bits}; expected 1, MONOCHROME2 and 8, 16 or 32"
+                if photometric != "MONOCHROME2"
+                else f"SamplesPerPixel {samples}, BitsAllocated {bits}; expected 1 and 8, 16 or 32",
+            )
+        syntax = self.header.file_meta.get("TransferSyntaxUID")
+        if syntax is None or syntax.is_encapsulated or syntax.is_deflated:
+            return
+        pixels = self.count("Rows") * self.count("Columns") * max(self.count("NumberOfFrames"), 1)
+        if size < pixels * bits // 8:
+            raise Refused(
+                Code.UNREADABLE,
+                f"the file is truncated: {size} bytes, {pixels * bits // 8} of pixels expected",
+            )
+
+    def check_rescale(self) -> None:
+        """The stored values must lead to HU."""
+        if "PerFrameFunctionalGroupsSequence" in self.header:
+            return
+        kind = self.text("RescaleType")
+        if kind not in ("", "HU", "US"):
+            raise Refused(Code.NOT_HU, "RescaleType is not HU: the values are no Hounsfield units")
+        slope = _numbers(self.header, "RescaleSlope", 1)
+        if not slope or not slope[0] or not _numbers(self.header, "RescaleIntercept", 1):
+            raise Refused(
+                Code.NOT_HU,
+                "RescaleSlope or RescaleIntercept is absent, zero or no number: no way to HU",
+            )
+
+
+def _uid(value: str) -> str:
+    return value if value and set(value) <= set("0123456789.") else "(absent or invalid)"
+
+
+def _modality(value: str) -> str:
+    return value if value.isalpha() and value.isupper() and len(value) <= 10 else "(absent)"
+
+
+def _numbers(source: Header | None, keyword: str, count: int) -> Vector | None:
+    """`count` finite numbers of a decimal string; None when absent or anything else."""
+    try:
+        value = source.get(keyword) if source is not None else None
+        values = tuple(float(v) for v in (value if isinstance(value, MultiValue) else (value,)))
+    except (ValueError, TypeError):
+        return None
+    good = len(values) == count and all(map(math.isfinite, values))
+    return values if good else None
+
+
+def _frames(header: Header) -> tuple[Frame, ...]:
+    per_frame = header.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        return (
+            Frame(
+                _numbers(header, "ImagePositionPatient", 3),
+                _numbers(header, "ImageOrientationPatient", 6),
+                _numbers(header, "PixelSpacing", 2),
+            ),
+        )
+    shared = header.get("SharedFunctionalGroupsSequence") or (None,)
+    return tuple(
+        Frame(
+            _numbers(macro(own, shared[0], "PlanePositionSequence"), "ImagePositionPatient", 3),
+            _numbers(
+                macro(own, shared[0], "PlaneOrientationSequence"), "ImageOrientationPatient", 6
+            ),
+            _numbers(macro(own, shared[0], "PixelMeasuresSequence"), "PixelSpacing", 2),
+        )
+        for own in per_frame
+    )
+
+
+def macro(own: Header, shared: Header | None, keyword: str) -> Header | None:
+    """The one item of a functional group, of the frame or shared by all of them."""
+    for group in (own, shared):
+        items = group.get(keyword) if group is not None else None
+        if items:
+            return items[0]
+    return None

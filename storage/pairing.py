@@ -1,0 +1,406 @@
+"""A scan -> pairs: low and full dose of one patient on one grid, and a reason for all the rest."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from storage import volumes
+from storage.cohort import CohortRules, Role
+from storage.dicom import Limits, Series, order
+from storage.headers import Record
+from storage.pseudonym import Pseudonyms
+from storage.refusals import Code, Refused
+from storage.scan import Scan
+
+# Series that hold no image of a dose: refused alone, they say nothing about the pair.
+_BESIDE_THE_PAIR = (Code.NOT_CT, Code.LOCALIZER, Code.SECONDARY_CAPTURE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two series of one patient on one grid, ready to be read.
+
+    Attributes:
+        source: folder below the delivery that holds them, as it may be shown.
+        note: what was decided on the way and the reader should know; empty if nothing.
+        fingerprint: of the patient's files and everything that decides what is made of them.
+    """
+
+    patient: str
+    low: Series
+    full: Series
+    anatomy: str
+    dose_fraction: float | None
+    source: str
+    studies: tuple[str, ...]
+    note: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row of the catalog to be: what was refused and why.
+
+    Attributes:
+        key: `refused:...` (a patient), `series:...` or `file:...`.
+        source: folder or file below the delivery, as it may be shown.
+        files: those that show what is wrong, as they may be shown.
+    """
+
+    key: str
+    patient: str | None
+    code: Code
+    reason: str
+    source: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a delivery holds, by its headers.
+
+    Attributes:
+        pairs, refusals: sorted by patient and key.
+        seen: keys of all patients, series and files that the delivery says something about.
+    """
+
+    pairs: tuple[Pair, ...]
+    refusals: tuple[Refusal, ...]
+    seen: frozenset[str]
+
+
+def plan(scan: Scan, rules: CohortRules, limits: Limits, names: Pseudonyms) -> Plan:
+    """Find the pair of each patient."""
+    return _Planner(rules, limits, names).plan(scan)
+
+
+class _Planner:
+    def __init__(self, rules: CohortRules, limits: Limits, names: Pseudonyms) -> None:
+        self.limits = limits
+        self.names = names
+        self.basis = json.dumps(
+            [volumes.FORMAT, rules.model_dump(mode="json"), limits.model_dump(mode="json")]
+        )
+        self.refusals: list[Refusal] = []
+        self.seen: set[str] = set()
+
+    def plan(self, scan: Scan) -> Plan:
+        patients: dict[str, list[Record]] = defaultdict(list)
+        nameless: list[Record] = []
+        broken: list[Record] = []
+        for record in scan.records:
+            self.seen.add(f"file:{self.names.digest(record.path)}")
+            if record.kind == "unreadable":
+                broken.append(record)
+            elif record.patient is None:
+                nameless.append(record)
+            else:
+                patients[record.patient].append(record)
+        for patient, record in self.owners(patients, broken):
+            if patient is None:
+                self.refuse_file(record)
+            else:
+                patients[patient].append(record)
+        for group in _by_series(nameless).values():
+            self.refuse_series(group, _first_code(group) or _NAMELESS)
+        pairs = []
+        for patient in sorted(patients):
+            pair = self.pair(patient, patients[patient])
+            if pair is not None:
+                pairs.append(pair)
+        self.refusals.sort(key=lambda r: r.key)
+        return Plan(tuple(pairs), tuple(self.refusals), frozenset(self.seen))
+
+    def owners(
+        self, patients: Mapping[str, Sequence[Record]], broken: Sequence[Record]
+    ) -> list[tuple[str | None, Record]]:
+        """Whose an unreadable file is: the patient's to whom all images of its folder belong."""
+        in_folder: dict[PurePosixPath, set[str]] = defaultdict(set)
+        for patient, records in patients.items():
+            for record in records:
+                in_folder[PurePosixPath(record.path).parent].add(patient)
+        owned = []
+        for record in broken:
+            whose = in_folder.get(PurePosixPath(record.path).parent, set())
+            owned.append((next(iter(whose)) if len(whose) == 1 else None, record))
+        return owned
+
+    def pair(self, patient: str, records: Sequence[Record]) -> Pair | None:
+        """The patient's pair; None after the reason was put down."""
+        self.seen.add(f"refused:{patient}")
+        broken = [r for r in records if r.kind == "unreadable"]
+        groups = _by_series([r for r in records if r.kind == "image"])
+        dosed = []
+        for group in groups.values():
+            verdict = _first_code(group)
+            if verdict is not None and verdict.code in _BESIDE_THE_PAIR:
+                self.refuse_series(group, verdict)
+            else:
+                dosed.append(group)
+        if broken:
+            reason = f"{len(broken)} files cannot be read; the first: {broken[0].reason}"
+            files = tuple(r.path for r in broken[:5])
+            self.refuse_patient(patient, records, Refused(Code.UNREADABLE, reason, files))
+            return None
+        try:
+            return self.choose(patient, dosed, records) if dosed else None
+        except Refused as refused:
+            self.refuse_patient(patient, records, refused)
+            return None
+
+    def choose(
+        self, patient: str, groups: Sequence[Sequence[Record]], records: Sequence[Record]
+    ) -> Pair:
+        """The best pair among the series of a patient.
+
+        The rule: among all low and full series on one grid, the pair with the most slices, then
+        with the smallest increment, then with the smallest series digests.
+        """
+        good, bad = self.ordered(groups)
+        _require_both(groups, good, bad)
+        matches, misfits = [], []
+        for low in good[Role.LOW]:
+            for full in good[Role.FULL]:
+                try:
+                    matches.append(match(low, full, self.limits))
+                except Refused as refused:
+                    misfits.append(refused)
+        if not matches:
+            raise misfits[0]
+        best = min(matches, key=lambda m: (-len(m[0].slices), m[0].spacing[0], m[0].key, m[1].key))
+        low, full, note = best
+        chosen = {(low.key, Role.LOW), (full.key, Role.FULL)}
+        notes = [note] if note else []
+        left = [g for g in groups if (g[0].series, g[0].role) not in chosen]
+        for group in left:
+            key = group[0].series, group[0].role
+            self.refuse_series(group, bad.get(key) or _not_chosen(group))
+        if left:
+            notes.append(f"chosen among {len(groups)} series")
+        first = next(g[0] for g in groups if (g[0].series, g[0].role) == (full.key, Role.FULL))
+        return Pair(
+            patient=patient,
+            low=low,
+            full=full,
+            anatomy=first.anatomy,
+            dose_fraction=first.dose_fraction,
+            source=self.folder(s.path for series in (low, full) for s in series.slices),
+            studies=tuple(sorted({low.study, full.study})),
+            note="; ".join(notes),
+            fingerprint=self.fingerprint(records),
+        )
+
+    def ordered(
+        self, groups: Sequence[Sequence[Record]]
+    ) -> tuple[dict[Role, list[Series]], dict[tuple[str, Role], Refused]]:
+        """Series that are whole volumes, by role, and why the others are not."""
+        good: dict[Role, list[Series]] = {Role.LOW: [], Role.FULL: []}
+        bad: dict[tuple[str, Role], Refused] = {}
+        for group in groups:
+            role = group[0].role
+            try:
+                if role in good:
+                    good[role].append(order(group, self.limits))
+                else:
+                    bad[group[0].series, role] = _first_code(group) or _ROLELESS[role]
+            except Refused as refused:
+                bad[group[0].series, role] = refused
+        return good, bad
+
+    def fingerprint(self, records: Sequence[Record]) -> str:
+        """Changes when a file of the patient, the rules or the format change."""
+        files = sorted((r.instance, r.series, r.role, r.size, r.mtime_ns) for r in records)
+        return hashlib.sha256(json.dumps([self.basis, files]).encode()).hexdigest()
+
+    def folder(self, paths: Iterable[str]) -> str:
+        """The deepest folder that holds all of the files, as it may be shown."""
+        parts = [PurePosixPath(path).parent.parts for path in paths]
+        common = []
+        for level in zip(*parts, strict=False):
+            if len(set(level)) > 1:
+                break
+            common.append(level[0])
+        return self.names.path("/".join(common) or ".")
+
+    def refuse_patient(self, patient: str, records: Sequence[Record], refused: Refused) -> None:
+        self.refusals.append(
+            Refusal(
+                f"refused:{patient}",
+                patient,
+                refused.code,
+                refused.reason,
+                self.folder(r.path for r in records),
+                tuple(map(self.names.path, refused.files)),
+            )
+        )
+
+    def refuse_series(self, group: Sequence[Record], refused: Refused) -> None:
+        key = f"series:{group[0].series}:{group[0].role}"
+        self.seen.add(key)
+        self.refusals.append(
+            Refusal(
+                key,
+                group[0].patient,
+                refused.code,
+                refused.reason,
+                self.folder(r.path for r in group),
+                tuple(map(self.names.path, refused.files or [r.path for r in group[:5]])),
+            )
+        )
+
+    def refuse_file(self, record: Record) -> None:
+        shown = self.names.path(record.path)
+        self.refusals.append(
+            Refusal(
+                f"file:{self.names.digest(record.path)}",
+                None,
+                Code.UNREADABLE,
+                record.reason or "",
+                shown,
+                (shown,),
+            )
+        )
+
+
+_NAMELESS = Refused(
+    Code.MISSING_PATIENT_ID,
+    "neither PatientID nor the path names a patient; a cohort file can say where the key stands",
+)
+_ROLELESS = {
+    Role.AMBIGUOUS: Refused(
+        Code.AMBIGUOUS_ROLE,
+        "description or path says low dose and full dose at once; a cohort file can decide",
+    ),
+    Role.UNKNOWN: Refused(
+        Code.UNKNOWN_ROLE,
+        "neither description nor path says low or full dose; a cohort file can say how to tell",
+    ),
+}
+
+
+def _by_series(records: Sequence[Record]) -> dict[tuple[str, Role], list[Record]]:
+    groups: dict[tuple[str, Role], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.series, record.role].append(record)
+    return dict(sorted(groups.items()))
+
+
+def _first_code(group: Sequence[Record]) -> Refused | None:
+    """The verdict of a series whose every file is refused for the same reason."""
+    codes = {r.code for r in group}
+    code = next(iter(codes))
+    return Refused(code, group[0].reason or "") if len(codes) == 1 and code else None
+
+
+def _not_chosen(group: Sequence[Record]) -> Refused:
+    return Refused(
+        Code.NOT_CHOSEN,
+        f"a series of {len(group)} files beside the pair that was chosen; the rule: most slices, "
+        "then the smallest increment",
+    )
+
+
+def _require_both(
+    groups: Sequence[Sequence[Record]],
+    good: Mapping[Role, Sequence[Series]],
+    bad: Mapping[tuple[str, Role], Refused],
+) -> None:
+    """Low and full dose must be there, each at least once and whole."""
+    for role, code in ((Role.LOW, Code.NO_LOW_DOSE), (Role.FULL, Code.NO_FULL_DOSE)):
+        if good[role]:
+            continue
+        for (_, of_role), refused in bad.items():
+            if of_role is role:
+                raise Refused(refused.code, f"{role}-dose series: {refused.reason}", refused.files)
+        ambiguous = [r for (_, of), r in bad.items() if of is Role.AMBIGUOUS]
+        if ambiguous:
+            raise ambiguous[0]
+        unknown = [g for g in groups if g[0].role is Role.UNKNOWN]
+        if unknown and not good[Role.LOW] and not good[Role.FULL]:
+            raise _ROLELESS[Role.UNKNOWN]
+        known = len(good[Role.LOW]) + len(good[Role.FULL])
+        raise Refused(
+            code,
+            f"the patient has no {role}-dose series ({known} of the other dose, "
+            f"{len(unknown)} of unknown role)",
+        )
+
+
+def match(low: Series, full: Series, limits: Limits) -> tuple[Series, Series, str]:
+    """Both series on their common slices, and a note if that meant to crop.
+
+    Raises:
+        Refused: their grids differ, or too few slices are common.
+    """
+    for what, a, b, tolerance in (
+        ("matrix", (low.rows, low.columns), (full.rows, full.columns), 0),
+        ("pixel spacing (mm)", low.spacing[1:], full.spacing[1:], limits.spacing_mm),
+        ("direction cosines", low.orientation, full.orientation, limits.cosine),
+        ("increment (mm)", low.spacing[:1], full.spacing[:1], limits.position_mm / 2),
+    ):
+        if np.abs(np.subtract(a, b)).max() > tolerance:
+            raise Refused(
+                Code.DIFFERENT_GRIDS,
+                f"{what} {_text(a)} in low dose and {_text(b)} in full dose; expected the same"
+                + (f" within {tolerance:g}" if tolerance else ""),
+            )
+    common = list(_common(low, full, limits))
+    _check_overlap(low, full, len(common), limits)
+    _check_origin(low, full, common[0], limits)
+    cropped = [len(s.slices) - len(common) for s in (low, full)]
+    note = ""
+    if any(cropped):
+        note = (
+            f"cropped to {len(common)} common slices, the first at "
+            f"{full.slices[common[0][1]].position:g} mm: "
+            f"{cropped[0]} low-dose and {cropped[1]} full-dose slices have no partner"
+        )
+    return (
+        replace(low, slices=tuple(low.slices[i] for i, _ in common)),
+        replace(full, slices=tuple(full.slices[j] for _, j in common)),
+        note,
+    )
+
+
+def _common(low: Series, full: Series, limits: Limits) -> Iterator[tuple[int, int]]:
+    """Index pairs of the slices at the same position."""
+    there = np.array([s.position for s in full.slices])
+    for i, item in enumerate(low.slices):
+        j = int(np.abs(there - item.position).argmin())
+        if abs(there[j] - item.position) <= min(limits.position_mm, full.spacing[0] / 4):
+            yield i, j
+
+
+def _check_overlap(low: Series, full: Series, common: int, limits: Limits) -> None:
+    whole = common == len(low.slices) == len(full.slices)
+    if not common or (not whole and common < limits.min_overlap):
+        ranges = [f"{s.slices[0].position:g} to {s.slices[-1].position:g} mm" for s in (low, full)]
+        raise Refused(
+            Code.DIFFERENT_GRIDS,
+            f"low dose lies at {ranges[0]} ({len(low.slices)} slices), full dose at {ranges[1]} "
+            f"({len(full.slices)}): {common} slices in common; expected all, or "
+            f"{limits.min_overlap} or more to crop to",
+        )
+
+
+def _check_origin(low: Series, full: Series, first: tuple[int, int], limits: Limits) -> None:
+    """The first common slices begin at the same point of the plane."""
+    here, there = (
+        np.add(series.origin, np.multiply(series.shift, index))
+        for series, index in zip((low, full), first, strict=True)
+    )
+    if np.abs(here - there).max() > limits.position_mm:
+        raise Refused(
+            Code.DIFFERENT_GRIDS,
+            f"low dose begins at {_text(here)} mm in the plane, full dose at {_text(there)}; "
+            f"expected the same within {limits.position_mm:g}",
+        )
+
+
+def _text(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"
