@@ -30,6 +30,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+# A retry would land after entries that were never read.
+_ONCE = CommitProperties(max_commit_retries=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -94,7 +97,7 @@ class Promotions:
                 table,
                 pa.Table.from_pylist([row], schema=SCHEMA),
                 mode="append",
-                commit_properties=CommitProperties(max_commit_retries=0),
+                commit_properties=_ONCE,
             )
         except CommitFailedError as error:
             raise Conflict(f"{self._location}: another promotion came first") from error
@@ -117,6 +120,7 @@ class Promotions:
                         "delta.enableExpiredLogCleanup": "false",
                     },
                     storage_options=self._location.options,
+                    commit_properties=_ONCE,
                 )
         except StorageError:
             # Two first promotions at once: one of them made it.

@@ -114,7 +114,8 @@ class Registry:
 
     def fetch(self, run: str, path: str, into: Path) -> Path | None:
         """Bring an artifact of a run to local disk; None where the run has none of that name."""
-        if not self._client.list_artifacts(run, path):
+        parent = path.rpartition("/")[0] or None
+        if path not in (entry.path for entry in self._client.list_artifacts(run, parent)):
             return None
         into.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run, path, str(into)))

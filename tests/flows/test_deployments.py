@@ -47,6 +47,7 @@ class Server:
             capture_output=True,
             text=True,
             timeout=120,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -55,9 +56,12 @@ class Server:
     def process(self, *arguments: str) -> Iterator[None]:
         """Keep `prefect ARGUMENTS` running meanwhile."""
         log = (self.home / f"{arguments[0]}.log").open("w")
-        with log, subprocess.Popen(
-            [PREFECT, *arguments], cwd=ROOT, env=self.environment, stdout=log, stderr=log
-        ) as process:
+        with (
+            log,
+            subprocess.Popen(
+                [PREFECT, *arguments], cwd=ROOT, env=self.environment, stdout=log, stderr=log
+            ) as process,
+        ):
             try:
                 yield
             finally:
@@ -128,7 +132,9 @@ def test_parameters_make_a_filled_form(server):
 
 def test_the_cron_deployment_gets_future_runs(server):
     inbox = next(
-        row for row in server.ask("deployments/filter") if row["entrypoint"] == "flows.ingest.ingest"
+        row
+        for row in server.ask("deployments/filter")
+        if row["entrypoint"] == "flows.ingest.ingest"
     )
     runs = wait_for(
         lambda: server.ask(
@@ -149,7 +155,9 @@ def test_a_worker_runs_the_ingest_deployment_to_the_end(server, tiny_cohort):
     from storage.dataset import Dataset
 
     inbox = next(
-        row for row in server.ask("deployments/filter") if row["entrypoint"] == "flows.ingest.ingest"
+        row
+        for row in server.ask("deployments/filter")
+        if row["entrypoint"] == "flows.ingest.ingest"
     )
     run = server.ask(
         f"deployments/{inbox['id']}/create_flow_run", parameters={"source": str(tiny_cohort)}
