@@ -22,6 +22,8 @@ from storage.errors import StorageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
 # Enough to keep a large cluster busy, few enough that the scheduler holds no whole cohort.
 _IN_FLIGHT = 256
 
@@ -94,13 +96,14 @@ class Workers:
         return Client(self._stack.enter_context(cluster))
 
     def _local(self) -> LocalCluster:
-        # The dashboard and its port are nobody's business on a shared machine.
         return LocalCluster(
             n_workers=self._settings.workers or len(os.sched_getaffinity(0)),
             threads_per_worker=1,
             processes=True,
             memory_limit=self._settings.memory,
-            dashboard_address=None,
+            # No dashboard; the scheduler's status page on loopback, any free port.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             local_directory=str(self._scratch),
             silence_logs=logging.CRITICAL,
         )
