@@ -6,12 +6,17 @@ something was refused (a promotion, or with --strict a series).
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from flows import home as homes
+
+if TYPE_CHECKING:
+    from flows.settings import IngestSettings
 
 # Flows are imported inside the commands: Prefect reads its settings when it is imported, and
 # --home must be known by then.
@@ -29,6 +34,9 @@ Home = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 if anything was refused.")]
 Cohort = Annotated[str | None, typer.Option(help="Name of the delivery.")]
+CohortFile = Annotated[
+    Path | None, typer.Option(help="TOML that describes a delivery the defaults do not.")
+]
 Commit = Annotated[int | None, typer.Option(help="Commit of the dataset; default: the latest.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe, or a TOML file.")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
@@ -49,6 +57,7 @@ def enter(home: Path) -> None:
 def ingest(
     source: Source,
     cohort: Cohort = None,
+    cohort_file: CohortFile = None,
     strict: Strict = False,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
@@ -58,7 +67,8 @@ def ingest(
     from flows import ingest as flow
     from flows import printing
 
-    result = flow.ingest(str(source), cohort).model_dump()
+    with quiet():
+        result = flow.ingest(str(source), cohort, ingest_settings(cohort_file)).model_dump()
     if as_json:
         printing.print_json(result)
     else:
@@ -79,7 +89,8 @@ def train(
     from flows import printing
     from flows import train as flow
 
-    result = flow.train(recipe, commit, resume).model_dump()
+    with quiet():
+        result = flow.train(recipe, commit, resume).model_dump()
     if as_json:
         printing.print_json(result)
     else:
@@ -101,7 +112,8 @@ def evaluate(
     from flows import evaluate as flow
     from flows import printing
 
-    result = flow.evaluate(model, commit, split).model_dump()
+    with quiet():
+        result = flow.evaluate(model, commit, split).model_dump()
     if as_json:
         printing.print_json(result)
     else:
@@ -122,7 +134,8 @@ def promote(
     from flows import printing
     from flows import promote as flow
 
-    result = flow.rollback_promotion() if rollback else flow.promote(candidate, commit, policy)
+    with quiet():
+        result = flow.rollback_promotion() if rollback else flow.promote(candidate, commit, policy)
     if as_json:
         printing.print_json(result.model_dump())
     else:
@@ -134,6 +147,7 @@ def promote(
 def pipeline(
     source: Source,
     cohort: Cohort = None,
+    cohort_file: CohortFile = None,
     recipe: RecipeName = "fast",
     policy: PolicyName = "default",
     strict: Strict = False,
@@ -145,7 +159,9 @@ def pipeline(
     from flows import pipeline as flow
     from flows import printing
 
-    result = flow.pipeline(str(source), cohort, recipe, policy).model_dump()
+    settings = ingest_settings(cohort_file)
+    with quiet():
+        result = flow.pipeline(str(source), cohort, recipe, policy, settings).model_dump()
     if as_json:
         printing.print_json(result)
     else:
@@ -161,7 +177,8 @@ def demo(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     from flows import demo as flow
     from flows import printing
 
-    result = flow.demo().model_dump()
+    with quiet():
+        result = flow.demo().model_dump()
     if as_json:
         printing.print_json(result)
     else:
@@ -183,6 +200,21 @@ def models(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
         printing.print_json({"models": rows})
     else:
         printing.print_models(rows)
+
+
+def ingest_settings(cohort_file: Path | None) -> "IngestSettings":
+    """The settings of the environment, with another cohort file if one was given."""
+    from flows.settings import Settings
+
+    settings = Settings().ingest
+    return settings.model_copy(update={"cohort_file": cohort_file}) if cohort_file else settings
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries print off standard output, which is the result's alone."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def leave(*, refused: bool) -> None:

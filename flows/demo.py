@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from flows import places
@@ -15,11 +16,20 @@ from storage.dicom_write import SeriesIdentity, write_series
 from storage.errors import StorageError
 
 COHORT = "synthetic-demo"
-ANATOMIES = {"chest": ("CHEST", 0.10), "abdomen": ("ABDOMEN", 0.25)}
-"""BodyPartExamined and dose fraction of each."""
+ANATOMIES = {"chest": 0.10, "abdomen": 0.25}
+"""Dose of the low-dose series of each, as a fraction of the full dose."""
 PATIENTS = 10
 SLICES = 16
 SIZE = 128
+
+COHORT_FILE = """\
+# The cohort of `hqinet demo`: phantoms with simulated dose, not patients.
+name = "synthetic-demo"
+
+[dose_fraction]
+chest = 0.10
+abdomen = 0.25
+"""
 
 NOTICE = (
     "[b]Synthetic cohort:[/b] phantoms with simulated dose, not patients. "
@@ -35,7 +45,8 @@ def demo() -> PipelineResult:
     """Make the cohort and run the whole pipeline on it with the recipe `demo`."""
     refuse_real_home()
     source = make_cohort(Settings().home.absolute() / "demo-cohort")
-    return pipeline(str(source), COHORT, "demo")
+    settings = Settings().ingest.model_copy(update={"cohort_file": source / "cohort.toml"})
+    return pipeline(str(source), COHORT, "demo", ingest_settings=settings)
 
 
 def refuse_real_home() -> None:
@@ -57,17 +68,22 @@ def make_cohort(root: Path) -> Path:
     Equal code makes equal files, so running the demo again ingests nothing new.
     """
     names = list(ANATOMIES)
-    for number in track(range(PATIENTS), "making synthetic patients"):
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    for number in track(range(PATIENTS), "making patients", console=console, disable=hidden):
         write_patient(root, number, names[number % len(names)])
+    (root / "cohort.toml").write_text(COHORT_FILE)
     return root
 
 
 def write_patient(root: Path, number: int, anatomy: str) -> None:
     """Write one synthetic patient's full-dose and low-dose series."""
-    body_part, dose = ANATOMIES[anatomy]
     drawn = phantom.make(anatomy, seed=number, slices=SLICES, size=SIZE)
     generator = torch.Generator().manual_seed(number)
-    for description, fraction in (("Full Dose Images", 1.0), ("Low Dose Images", dose)):
+    for description, fraction in (
+        ("Full Dose Images", 1.0),
+        ("Low Dose Images", ANATOMIES[anatomy]),
+    ):
         hu = acquire(
             torch.from_numpy(drawn.hu),
             pixel=drawn.spacing[1],
@@ -79,7 +95,7 @@ def write_patient(root: Path, number: int, anatomy: str) -> None:
             collection="Synthetic-LDCT",
             patient=f"SYN-{anatomy[0].upper()}{number:02d}",
             description=description,
-            body_part=body_part,
+            body_part=anatomy.upper(),
             manufacturer="HQINet phantom",
         )
         write_series(root, np.asarray(hu), drawn.spacing, identity)

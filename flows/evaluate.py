@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hqinet.device import choose_device
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import places
 from flows.settings import EvaluateSettings, Settings
 from hqinet import gate, report
+from hqinet.devices import pick_device
 from hqinet.evaluation import PatientResult, evaluate_patient
 from hqinet.export import load_exported
 from hqinet.sampling import VolumePair
@@ -73,7 +74,7 @@ def evaluate(
     return write_report(version, snapshot, split, results, champion)
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list[PatientRow]:
     """The patients to evaluate; raises EvaluationError if the model was trained on one of them."""
     patients = snapshot.patients(split)
@@ -91,13 +92,13 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
     return patients
 
 
-@task(cache_policy=None)
+@task(cache_policy=NO_CACHE)
 def measure_patient(
     snapshot: Snapshot, row: PatientRow, file: Path, settings: EvaluateSettings, budget: int
 ) -> PatientResult:
     """Restore one patient and measure every slice, low dose and restored."""
     volume = snapshot.volume(row.patient)
-    device = choose_device(settings.device)
+    device = pick_device(settings.device)
     return evaluate_patient(
         VolumePair(row.patient, row.anatomy, volume.low, volume.full),
         load_exported(file, device),
@@ -137,7 +138,7 @@ def lineage(version: ModelVersion) -> dict[str, str]:
     return {"run": version.run} | {tag: version.tags.get(tag, "") for tag in tags}
 
 
-@task(cache_policy=None)
+@task(cache_policy=NO_CACHE)
 def write_report(
     version: ModelVersion,
     snapshot: Snapshot,

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from flows import places
 from flows.cluster import Workers
 from flows.settings import ClusterSettings, IngestSettings, Settings
-from storage import admission, pseudonym
+from storage import admission, pseudonym, volumes
 from storage.admission import Admission
 from storage.catalog import Row
 from storage.cohort import CohortRules, read_cohort_file
@@ -188,8 +188,9 @@ def recall(delivery: Delivery, planned: Plan, memory: Memory) -> tuple[list[Row]
     known, unread = [], []
     for pair in planned.pairs:
         mark, location = pair.fingerprint, delivery.dataset.location
-        row = memory.whole(standing.get(mark), location) or memory.recall(mark, location)
-        row = row or refused.get(mark)
+        row = standing.get(mark)
+        if row is None or not volumes.is_complete(location, row.path or ""):
+            row = memory.recall(mark, location) or refused.get(mark)
         if row is None:
             unread.append(pair)
         else:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import pandas as pd
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import places
@@ -96,7 +97,7 @@ def rollback_promotion() -> PromoteResult:
     )
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def judge(
     version: ModelVersion, champion: ModelVersion | None, commit: int, policy: gate.Policy
 ) -> gate.Verdict:
@@ -115,7 +116,7 @@ def judge(
     return gate.judge(policy, tables[0], tables[1], lineage(version))
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def settle(history: History) -> History:
     """Finish what a promotion that died between its entry and the alias left undone."""
     last = history.last_pass
@@ -136,7 +137,7 @@ def crown() -> None:
         done = last
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
     """Write the verdict where people look for it: on the version, and on Prefect's page."""
     word = "promoted" if verdict.passed else "refused"

@@ -1,22 +1,29 @@
 """The training flow: a pinned commit and a recipe become a run and a registered model version."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from uuid import UUID
 
-from hqinet.training import TrainingError
-from prefect import flow, get_run_logger, task
+from prefect import State, Task, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import TaskRun
 from pydantic import BaseModel
 
 from flows import places, training_job
 from flows.progress import Display
 from flows.settings import Settings, TrainSettings
 from flows.training_job import Job
-from hqinet import export
+from hqinet.checkpoint import load_network
+from hqinet.export import example_windows
+from hqinet.inference import Restorer
 from hqinet.recipe import Recipe, load_recipe
+from hqinet.stopping import TrainingError
+from hqinet.training import BEST
 from storage.dataset import code_version
 from storage.registry import DatasetInputs
 
@@ -52,7 +59,7 @@ def train(
     return register(job)
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def open_run(recipe: str, commit: int | None, settings: TrainSettings) -> Job:
     """Pin the commit, open the MLflow run and write its `run.json`."""
     loaded = load_recipe(recipe)
@@ -69,17 +76,30 @@ def open_run(recipe: str, commit: int | None, settings: TrainSettings) -> Job:
     return job
 
 
-@task
+@task(cache_policy=NO_CACHE)
 def reopen_run(run: str, settings: TrainSettings) -> Job:
     """The job of an interrupted run; raises RegistryError if there is none of that id."""
     places.registry().reopen(run)
     file = Settings().runs / run / "run.json"
     if not file.exists():
         raise TrainingError(f"run {run} left no folder here; resume it on the machine it ran on")
-    return Job.model_validate_json(file.read_text()).model_copy(update={"device": settings.device})
+    job = Job.model_validate_json(file.read_text()).model_copy(update={"device": settings.device})
+    file.write_text(job.model_dump_json(indent=1))
+    return job
 
 
-@task(cache_policy=None)
+def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
+    """Whether another try may end better: not after a request to stop, or trouble of the recipe."""
+    try:
+        state.result()
+    except TrainingError:
+        return False
+    except Exception:  # noqa: BLE001 - what it was decides nothing else
+        return True
+    return False
+
+
+@task(cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def fit(job: Job, processes: int) -> None:
     """Train, from the checkpoint if there is one: a retry of this task goes on, not back."""
     artifact = create_progress_artifact(progress=0.0, key="training", description=f"run {job.run}")
@@ -101,24 +121,29 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     """Run the job under torchrun, one process a device; SIGTERM is handed on to all of them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", "-m", "flows.training_job"]
-    with subprocess.Popen([*command, str(job.folder / "run.json"), str(artifact)]) as process:
+    command += [str(job.folder / "run.json"), str(artifact)]
+    error = job.folder / training_job.ERROR
+    error.unlink(missing_ok=True)
+    with get_client(sync_client=True) as client:
+        environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
+    with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
         previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, previous)
+    if error.exists():
+        raise TrainingError(error.read_text())
     if code:
-        error = job.folder / "error.txt"
-        reason = error.read_text() if error.exists() else f"torchrun ended with {code}"
-        raise TrainingError(f"run {job.run}: {reason}")
+        raise RuntimeError(f"run {job.run}: torchrun ended with {code}; see its log")
 
 
-@task(cache_policy=None)
+@task(cache_policy=NO_CACHE)
 def register(job: Job) -> TrainResult:
     """Register the best weights of a finished run in pt2 form, tagged with its lineage."""
     registry = places.registry()
     snapshot = places.dataset().snapshot(job.commit)
-    model = export.restorer(job.folder)
+    network, _ = load_network(job.folder / BEST)
     patients = [row.patient for row in snapshot.patients("train")]
     tags = {
         "commit": str(snapshot.commit),
@@ -127,7 +152,7 @@ def register(job: Job) -> TrainResult:
         "training_patients": json.dumps(patients),
         "code_version": code_version(),
     }
-    version = registry.register(job.run, model, export.example_input(), tags)
+    version = registry.register(job.run, Restorer(network), example_windows().numpy(), tags)
     registry.finish(job.run)
     get_run_logger().info("run %s is model version %d", job.run, version)
     return TrainResult(run=job.run, model=version, commit=snapshot.commit, recipe=job.recipe.name)

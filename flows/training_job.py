@@ -1,22 +1,32 @@
 """One training run as a process: reads the pinned commit, trains, and reports to MLflow.
 
 In-process for one device; for several, `torch.distributed.run` starts this module once a rank:
-`python -m torch.distributed.run --standalone --nproc-per-node=N -m flows.training_job RUN.json`.
+`python -m torch.distributed.run --standalone --nproc-per-node=N -m flows.training_job RUN.json ID`
+(ID: the progress artifact on Prefect's page).
 """
 
+import os
+import sys
 from pathlib import Path
 from typing import Protocol
+from uuid import UUID
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from flows import places
+from flows.progress import Display
 from hqinet import training
 from hqinet.pictures import panel, save_curves
 from hqinet.recipe import Recipe
 from hqinet.sampling import VolumePair
+from hqinet.stopping import TrainingError
 from storage.dataset import Snapshot
 from storage.registry import MetricBuffer, Registry
+
+ERROR = "error.txt"
+"""In the run's folder: why a distributed run stopped, one line."""
 
 EPOCHS_WITH_IMAGES = 5
 """Validation images are logged at the first epoch and at this many evenly spaced later ones."""
@@ -80,7 +90,7 @@ class MlflowObserver:
 
 
 def run(job: Job, progress: Progress) -> None:
-    """Train as the job says; the run's folder then holds the checkpoint and `history.json`."""
+    """Train as the job says; the run's folder then holds the checkpoints and the curves."""
     snapshot = places.dataset().snapshot(job.commit)
     registry = places.registry()
     anatomies = {row.patient: row.anatomy for row in snapshot.patients()}
@@ -96,13 +106,38 @@ def run(job: Job, progress: Progress) -> None:
         )
     finally:
         observer.close()
-    save_curves(trained.history, job.folder / "curves.png")
-    registry.log_file(job.run, job.folder / "curves.png")
+    if first_rank():
+        save_curves(trained.history, job.folder / "curves.png")
+        registry.log_file(job.run, job.folder / "curves.png")
 
 
 def pairs(snapshot: Snapshot, split: str) -> list[VolumePair]:
-    """The patients of a split as training and evaluation take them."""
+    """The patients of a split as training takes them."""
     volumes = [snapshot.volume(row.patient) for row in snapshot.patients(split)]
     return [
         VolumePair(volume.patient, volume.anatomy, volume.low, volume.full) for volume in volumes
     ]
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main() -> None:
+    """One rank of a distributed run; what stopped it stands in `error.txt` for its parent."""
+    file, artifact = Path(sys.argv[1]), UUID(sys.argv[2])
+    job = Job.model_validate_json(file.read_text())
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        with Display(artifact) as display:
+            run(job, display)
+    except TrainingError as error:
+        (job.folder / ERROR).write_text(str(error))
+        raise
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hqinet.errors import HqinetError
 from hqinet.model import build
 from hqinet.recipe import Recipe
 
@@ -14,7 +15,7 @@ FORMAT = 1
 Content = dict[str, Any]
 
 
-class CheckpointError(Exception):
+class CheckpointError(HqinetError):
     """A checkpoint cannot be used; the message is one line and says which and why."""
 
 

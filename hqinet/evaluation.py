@@ -40,7 +40,7 @@ def evaluate_patient(
     model: HUModel,
     *,
     spacing: tuple[float, float],
-    device: str,
+    device: torch.device,
     batch: int,
     scratch: Path,
     budget: int,
@@ -73,7 +73,7 @@ def evaluate_patient(
     return PatientResult(pair.patient, pair.anatomy, per_slice, noise, views)
 
 
-def _load(slices: np.ndarray, device: str) -> Tensor:
+def _load(slices: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(slices)).to(device).float()
 
 

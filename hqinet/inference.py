@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hqinet.errors import HqinetError
 from hqinet.noise import noise_level
 from hqinet.recipe import HU_RANGE
 from hqinet.sampling import SliceStack, denormalise, normalise
@@ -15,7 +16,7 @@ HUModel = Callable[[Tensor], Tensor]
 """Three-slice windows (n, 3, h, w) float32 HU to the restored middle slices (n, 1, h, w) HU."""
 
 
-class InferenceError(Exception):
+class InferenceError(HqinetError):
     """A volume cannot be restored; the message is one line."""
 
 

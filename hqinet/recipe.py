@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from hqinet.errors import HqinetError
+
 HU_OFFSET = 1024
 HU_RANGE = 4095
 """Intensities are `(HU + HU_OFFSET) / HU_RANGE`; the paper's table fits this range."""
 _CHANNEL_STEP = 8
 
 
-class RecipeError(Exception):
+class RecipeError(HqinetError):
     """A recipe cannot be used; the message is one line and says what to change."""
 
 

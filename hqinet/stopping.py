@@ -6,12 +6,14 @@ import threading
 from types import FrameType, TracebackType
 from typing import Self
 
+from hqinet.errors import HqinetError
+
 _EXPLOSION = 1000.0
 _SETTLED_AFTER = 20
 _MEMORY = 0.9
 
 
-class TrainingError(Exception):
+class TrainingError(HqinetError):
     """Training cannot start or go on; the message is one line and says what to do."""
 
 
