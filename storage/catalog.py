@@ -194,7 +194,7 @@ class Catalog:
         with storage_errors(str(self.location)):
             return [_commit(entry) for entry in table.history()]
 
-    def versions_of(self, name: str) -> set[str]:
+    def values_ever(self, name: str) -> set[str]:
         """All values that a column ever had, in any commit."""
         values: set[str] = set()
         for commit in range(self._table(None).version() + 1):
@@ -203,13 +203,16 @@ class Catalog:
             values.update(v for v in column.to_pylist() if v is not None)
         return values
 
-    def vacuum(self, *, hours: int, dry_run: bool) -> list[str]:
-        """Files of the table that no commit needs: what a killed writer left."""
+    def unneeded_files(self, hours: int) -> list[str]:
+        """Files older than `hours` that no commit needs: what a killed writer left.
+
+        They are listed, not removed: the table's own vacuum would note itself as a version.
+        """
         table = self._table(None)
         with storage_errors(str(self.location)):
             return table.vacuum(
                 retention_hours=hours,
-                dry_run=dry_run,
+                dry_run=True,
                 enforce_retention_duration=False,
                 full=True,
                 keep_versions=list(range(table.version() + 1)),

@@ -4,6 +4,7 @@ import json
 import os
 import uuid
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from storage import volumes
@@ -13,6 +14,8 @@ from storage.location import Location
 from storage.pairing import Pair, Refusal
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
+
+_RECENT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,10 @@ class Memory:
             row = Row(**values)
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return self.whole(row, location)
-
-    @staticmethod
-    def whole(row: Row | None, location: Location) -> Row | None:
-        """The row, if the volume that it names is there."""
-        if row is None or row.path is None:
-            return row
-        return row if volumes.is_complete(location, row.path) else None
+        # A volume without a commit is garbage one day: take none that is about to be collected.
+        since = datetime.now(UTC) - _RECENT
+        whole = row.path is None or volumes.is_complete(location, row.path, since)
+        return row if whole else None
 
     def remember(self, row: Row) -> None:
         """Keep the row of a conversion; whole or not at all."""

@@ -15,6 +15,7 @@ import pydicom
 from pydantic import BaseModel, ConfigDict, Field
 from pydicom.dataset import Dataset as Header
 from pydicom.pixels import iter_pixels
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from storage.cohort import Role
 from storage.headers import Frame, Record, Vector, macro
@@ -298,7 +299,7 @@ class SliceReader:
 
     def _read(self, path: str, frames: Sequence[int]) -> Iterator[np.ndarray]:
         """HU of the frames of one file, in the order asked for."""
-        header = pydicom.dcmread(self._root / path, defer_size="1 MB")
+        header = open_header(self._root / path)
         own = header.get("PerFrameFunctionalGroupsSequence")
         if own is None:
             yield self._to_hu(header.pixel_array, header, header)
@@ -347,6 +348,16 @@ class SliceReader:
                 f"{len(inside)} slices between others are of one value each, at {at} mm",
                 tuple(self._series.slices[i].path for i in inside[:_SHOWN_FILES]),
             )
+
+
+def open_header(file: Path) -> Header:
+    """A data set with its pixels deferred, also from a file without preamble and meta header."""
+    header = pydicom.dcmread(file, force=True, defer_size="1 MB")
+    if "TransferSyntaxUID" not in header.file_meta:
+        implicit, little = header.original_encoding
+        native = {(True, True): ImplicitVRLittleEndian, (False, True): ExplicitVRLittleEndian}
+        header.file_meta.TransferSyntaxUID = native.get((implicit, little), ExplicitVRBigEndian)
+    return header
 
 
 def _padding(stored: np.ndarray, header: Header) -> np.ndarray:

@@ -135,6 +135,8 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
     except OSError as error:
         return _unreadable(path, -1, -1, f"the file is not there: {error.strerror}")
     size, mtime = status.st_size, status.st_mtime_ns
+    if Path(path).name.upper() == "DICOMDIR":
+        return Record(path, size, mtime, "other")
     try:
         with (root / path).open("rb") as stream:
             header = _read_header(stream, path)
@@ -186,6 +188,12 @@ class _Reader:
         sop_class = self.text("SOPClassUID")
         if sop_class == MediaStorageDirectoryStorage:
             return Record(self.path, size, mtime, "other")
+        needed = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"]
+        needed += ["Rows", "Columns"] if sop_class in _IMAGES else []
+        lacking = [keyword for keyword in needed if not self.text(keyword)]
+        if lacking:
+            reason = f"the header lacks {', '.join(lacking)}: cut off, or no DICOM image"
+            return _unreadable(self.path, size, mtime, reason)
         if sop_class == RawDataStorage:
             return Record(self.path, size, mtime, "projections")
         role = cohort.role(self.rules, self.path, self.text("SeriesDescription"))

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ def _build(
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
             fill_value=AIR,
             dimension_names=("z", "y", "x"),
+            # Every shard is there, so that one which is lost can be told from one of air.
+            config={"write_empty_chunks": True},
         )
         hashers[dose] = Hasher(shape)
         start = 0
@@ -206,13 +209,36 @@ def open_group(location: Location, path: str) -> zarr.Group:
         ) from error
 
 
-def is_complete(location: Location, path: str) -> bool:
-    """Whether a pair lies here, written to its end; nothing of it is read."""
-    try:
-        location.store().head(f"{path}/zarr.json")
-    except FileNotFoundError:
-        return False
-    return True
+def is_complete(location: Location, path: str, since: datetime | None = None) -> bool:
+    """Whether a pair lies here, written to its end (after `since`); nothing of it is read."""
+    with storage_errors(str(location)):
+        try:
+            found = location.store().head(f"{path}/zarr.json")
+        except FileNotFoundError:
+            return False
+    return since is None or found["last_modified"] >= since
+
+
+def check(location: Location, path: str, shape: tuple[int, int, int]) -> None:
+    """Compare shapes and count objects; no pixel is read.
+
+    Raises:
+        DatasetError: the pair is not there, or not whole.
+    """
+    group = open_group(location, path)
+    with storage_errors(f"{location}/{path}"):
+        found = {e["path"] for batch in obstore.list(location.store(), path) for e in batch}
+        for dose in DOSES:
+            array = group.get(dose)
+            if not isinstance(array, zarr.Array) or array.shape != shape:
+                raise DatasetError(f"{location}/{path}/{dose}: no array of shape {shape}")
+            shards = [f"{path}/{dose}/c/{i}/0/0" for i in range(-(-shape[0] // SHARD_SLICES))]
+            lost = [shard for shard in shards if shard not in found]
+            if lost:
+                raise DatasetError(
+                    f"{location}/{lost[0]}: not there, with {len(lost)} of {len(shards)} shards: "
+                    "ingest the cohort again to write it anew"
+                )
 
 
 def digest(location: Location, path: str) -> str:

@@ -1,0 +1,293 @@
+"""A series becomes HU exactly: order in space, every lossless syntax, rescale, padding."""
+
+from pathlib import Path
+
+import gdcm
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+
+from storage.cohort import CohortRules
+from storage.dicom import Limits, SliceReader, order
+from storage.pseudonym import Pseudonyms
+from storage.refusals import Refused
+from storage.scan import scan
+
+
+def read(folder: Path, limits: Limits | None = None) -> tuple[np.ndarray, SliceReader]:
+    """The only series of a folder as HU."""
+    found = scan(folder, CohortRules(), Pseudonyms(), folder.parent / "memory", map)
+    reader = SliceReader(folder, order(found.records, limits or Limits()))
+    return np.stack(list(reader)), reader
+
+
+def test_slices_stand_in_the_order_of_space_whatever_the_names(tmp_path, series):
+    one = series(slices=30)
+    hu, _ = read(one.write(tmp_path / "a"))
+    assert list(hu[:, 0, 0]) == list(range(30))
+    assert (hu == np.maximum(one.values(), -1024)).all()
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [[1, 0, 0, 0, 1, 0], [-1, 0, 0, 0, -1, 0], [1, 0, 0, 0, -1, 0], [0, 1, 0, 0, 0, -1]],
+)
+def test_order_follows_the_normal_of_the_orientation(tmp_path, series, orientation):
+    normal = np.cross(orientation[:3], orientation[3:])
+
+    def place(i, image):
+        image.ImageOrientationPatient = orientation
+        image.ImagePositionPatient = list(normal * i * 2.5 + [5, 6, 7])
+        return image
+
+    hu, _ = read(series(change=place).write(tmp_path / "a"))
+    assert list(hu[:, 0, 0]) == list(range(10))
+
+
+def test_increment_is_measured_and_slice_thickness_is_not_it(tmp_path, series):
+    folder = series(increment=1.5, attributes={"SliceThickness": 5}).write(tmp_path / "a")
+    found = scan(folder, CohortRules(), Pseudonyms(), tmp_path / "memory", map)
+    assert order(found.records, Limits()).spacing == (1.5, 0.7, 0.8)
+
+
+def test_rounded_positions_are_even_enough(tmp_path, series):
+    def rounded(i, image):
+        image.ImagePositionPatient = [-100, -120, round(i * 0.6667, 1)]
+        return image
+
+    hu, _ = read(series(slices=40, change=rounded).write(tmp_path / "a"))
+    assert len(hu) == 40
+
+
+def test_a_constant_tilt_is_no_error(tmp_path, series):
+    def tilted(i, image):
+        image.GantryDetectorTilt = 12
+        image.ImagePositionPatient = [-100, -120 + i * 0.64, i * 3]
+        return image
+
+    assert len(read(series(change=tilted).write(tmp_path / "a"))[0]) == 10
+
+
+def compress(syntax):
+    def change(_, image):
+        image.compress(syntax, generate_instance_uid=False)
+        return image
+
+    return change
+
+
+def as_endian(syntax):
+    def change(_, image):
+        image.file_meta.TransferSyntaxUID = syntax
+        if syntax == ExplicitVRBigEndian:
+            image.PixelData = np.frombuffer(image.PixelData, "<i2").astype(">i2").tobytes()
+        return image
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        as_endian(ExplicitVRLittleEndian),
+        as_endian(ImplicitVRLittleEndian),
+        as_endian(ExplicitVRBigEndian),
+        as_endian(DeflatedExplicitVRLittleEndian),
+        compress(RLELossless),
+        compress(JPEGLSLossless),
+    ],
+    ids=["explicit", "implicit", "big endian", "deflated", "RLE", "JPEG-LS"],
+)
+def test_lossless_syntaxes_decode_to_the_same_hu(tmp_path, series, change):
+    one = series(change=change)
+    assert (read(one.write(tmp_path / "a"))[0] == one.values()).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEG2000Lossless"]
+)
+def test_jpeg_lossless_and_jpeg_2000_decode(tmp_path, series, kind):
+    one = series()
+    folder = one.write(tmp_path / "a")
+    for file in folder.iterdir():
+        reader = gdcm.ImageReader()
+        reader.SetFileName(str(file))
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFileName(str(file))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    assert ".1.2.4." in pydicom.dcmread(next(folder.iterdir())).file_meta.TransferSyntaxUID
+    assert (read(folder)[0] == one.values()).all()
+
+
+def test_files_without_preamble_or_extension_are_read(tmp_path, series):
+    def bare(i, image):
+        image.file_name = f"IMG{i}"
+        return image
+
+    one = series(change=bare)
+    folder = one.write(tmp_path / "a")
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        del image.file_meta
+        image.save_as(file, implicit_vr=True, little_endian=True)
+    assert (read(folder)[0] == one.values()).all()
+
+
+def test_rescale_is_applied_a_slice_at_a_time(tmp_path, series):
+    def own(i, image):
+        slope, intercept = i % 3 + 1, -1024 - i
+        stored = np.frombuffer(image.PixelData, "<i2").astype(int) // slope * slope
+        image.RescaleSlope, image.RescaleIntercept = slope, intercept
+        image.PixelData = (stored // slope).astype("<i2").tobytes()
+        return image
+
+    one = series(change=own)
+    expected = np.stack(
+        [(hu + 1024) // (i % 3 + 1) * (i % 3 + 1) - 1024 - i for i, hu in enumerate(one.values())]
+    )
+    hu, reader = read(one.write(tmp_path / "a"))
+    assert (hu == np.maximum(expected, -1024)).all()
+    assert not reader.rounded
+
+
+def test_a_slope_that_is_no_whole_number_rounds_and_says_so(tmp_path, series):
+    one = series(attributes={"RescaleSlope": "0.5", "RescaleIntercept": "-1024.25"})
+    stored = one.values().astype(float) + 1024
+    hu, reader = read(one.write(tmp_path / "a"))
+    assert np.abs(hu - np.maximum(stored * 0.5 - 1024.25, -1024)).max() <= 0.5
+    assert reader.rounded
+
+
+def test_padding_and_values_below_air_become_air(tmp_path, series):
+    def padded(_, image):
+        stored = np.frombuffer(image.PixelData, "<i2").reshape(16, 20).copy()
+        stored[0, 1], stored[0, 2], stored[0, 3] = -2000, -3024 + 1024, 500
+        image.PixelPaddingValue = 500
+        image.PixelData = stored.tobytes()
+        return image
+
+    hu, _ = read(series(change=padded).write(tmp_path / "a"))
+    assert (hu[:, 0, 1:4] == -1024).all()
+
+
+def test_padding_written_with_the_wrong_sign_is_padding(tmp_path, series):
+    def padded(_, image):
+        stored = (np.frombuffer(image.PixelData, "<i2").astype(int)).astype("<u2").reshape(16, 20)
+        stored[0, 1] = 63536
+        image.PixelRepresentation = 0
+        image.add_new("PixelPaddingValue", "SS", -2000)
+        image.PixelData = stored.tobytes()
+        return image
+
+    hu, reader = read(series(change=padded).write(tmp_path / "a"))
+    assert (hu[:, 0, 1] == -1024).all()
+    assert reader.clipped == 0
+
+
+def test_values_beyond_int16_are_held_and_counted(tmp_path, series):
+    def steel(i, image):
+        stored = np.frombuffer(image.PixelData, "<i2").copy()
+        stored[5] = 32767
+        image.RescaleIntercept = 0
+        image.RescaleSlope = 2 if i == 3 else 1
+        image.PixelData = stored.tobytes()
+        return image
+
+    hu, reader = read(series(change=steel).write(tmp_path / "a"))
+    assert hu.max() == 32767
+    assert reader.clipped == 1
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_overlay_bits_in_the_pixel_word_are_no_measurement(tmp_path, series, signed):
+    def overlaid(_, image):
+        values = np.frombuffer(image.PixelData, "<i2").astype(int)
+        stored = values - 1024 * signed
+        word = (stored & 0xFFF) | 0x3000
+        image.BitsStored, image.HighBit, image.PixelRepresentation = 12, 11, signed
+        image.RescaleIntercept = -1024 + 1024 * signed
+        image.add_new(0x60000102, "US", 12)
+        image.PixelData = word.astype("<u2").tobytes()
+        return image
+
+    one = series(change=overlaid)
+    assert (read(one.write(tmp_path / "a"))[0] == one.values()).all()
+
+
+def enhanced(series, folder: Path) -> Path:
+    """One Enhanced CT file with all frames in reverse order, rescale differing by frame."""
+    values = series.values()
+    image = series.image(0, values[0], generate_uid())
+    for name in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ImagePositionPatient"):
+        delattr(image, name)
+    del image.ImageOrientationPatient, image.PixelSpacing
+    image.SOPClassUID = EnhancedCTImageStorage
+    image.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    image.NumberOfFrames = len(values)
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = [0.7, 0.8], [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence = Sequence([measures])
+    shared.PlaneOrientationSequence = Sequence([plane])
+    image.SharedFunctionalGroupsSequence = Sequence([shared])
+    frames, stored = [], []
+    for i, hu in reversed(list(enumerate(values))):
+        frame, place, rescale = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [-100, -120, series.start + i * series.increment]
+        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1, -1024 - i, "HU"
+        frame.PlanePositionSequence = Sequence([place])
+        frame.PixelValueTransformationSequence = Sequence([rescale])
+        frames.append(frame)
+        stored.append((hu.astype("<i2") + 1024 + i).astype("<i2"))
+    image.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    image.PixelData = np.stack(stored).tobytes()
+    folder.mkdir(parents=True)
+    image.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    return folder
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless])
+def test_enhanced_multi_frame_ct_is_a_volume(tmp_path, series, syntax):
+    one = series(slices=12)
+    folder = enhanced(one, tmp_path / "a")
+    if syntax:
+        image = pydicom.dcmread(folder / "enhanced.dcm")
+        image.compress(syntax, generate_instance_uid=False)
+        image.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    assert (read(folder)[0] == one.values()).all()
+
+
+def test_an_enhanced_pair_enters_the_dataset(tmp_path, series, dataset, deliver):
+    full, low = series("L001", "FULL", slices=12), series("L001", "LOW", low=True, slices=12)
+    enhanced(full, tmp_path / "source" / "full")
+    enhanced(low, tmp_path / "source" / "low")
+    done = deliver(dataset, tmp_path / "source")
+    assert done.accepted == ["L001"]
+    volume = done.snapshot.volume("L001")
+    assert (volume.full[:] == full.values()).all()
+    assert (volume.low[:] == low.values()).all()
+    assert volume.positions == tuple(-50.0 + 3 * i for i in range(12))
+
+
+def test_limits_are_settings(tmp_path, series):
+    folder = series(slices=10).write(tmp_path / "a")
+    with pytest.raises(Refused, match="10 slices; expected 11"):
+        read(folder, Limits(min_slices=11))
