@@ -1,1 +1,1 @@
-"""The science: network, training, metrics, simulation. Knows torch and numpy, no files of others."""
+"""The science: network, training, metrics, simulation. Knows torch and numpy, no file formats."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name every torch reader knows
+from torch.nn import functional as F
 
 Norm = Literal["batch", "group", "none"]
 
@@ -179,9 +179,7 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
         for tap in range(3)
     )
     summed = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))
-    above, centre, below = (
-        upsample(tap, (rows, columns)) for tap in summed.split(outputs, dim=1)
-    )
+    above, centre, below = (upsample(tap, (rows, columns)) for tap in summed.split(outputs, dim=1))
     return F.pad(above, (0, 0, 1, -1)) + centre + F.pad(below, (0, 0, -1, 1))
 
 

@@ -11,7 +11,7 @@ from typing import assert_never
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from hqinet.blocks import ASPP, SCSE, Bottleneck, ConvNorm, DecoderBlock, Reconstruction
 from hqinet.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
@@ -140,8 +140,10 @@ def _stage(
 def initialise(network: HQINet, recipe: HQINetRecipe) -> None:
     """Draw the weights: `paper`, a Gaussian of SD 0.01 cut at two SD; `he`, He et al. 2015.
 
-    Biases are 0, norms 1 and 0. Where the output is a residual, the last convolution starts at
-    zero, so that the untrained network returns its input.
+    Biases are 0, norms 1 and 0. With `he` each bottleneck starts as its shortcut (Zhang et al.
+    2019, Fixup), without which maps would double in variance sixteen times where no norm follows.
+    Where the output is a residual, the last convolution starts at zero, so that the untrained
+    network returns its input.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -151,5 +153,9 @@ def initialise(network: HQINet, recipe: HQINetRecipe) -> None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    if recipe.init == "he":
+        for module in network.modules():
+            if isinstance(module, Bottleneck):
+                nn.init.zeros_(module.expand.conv.weight)
     if recipe.output != "direct":
         nn.init.zeros_(network.reconstruction.out.weight)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 BODY_HU = -500.0
 """Above this a pixel is tissue. Air outside the patient and padding carry no usable noise."""

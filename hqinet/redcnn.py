@@ -1,7 +1,9 @@
 """RED-CNN, the field's reference network for low-dose CT (Chen et al. 2017)."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 _DEPTH = 5
 _KERNEL = 5
@@ -20,11 +22,9 @@ class REDCNN(nn.Module):
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
         widths = [1] + [channels] * _DEPTH
-        steps = list(zip(widths, widths[1:], strict=False))
+        steps = list(pairwise(widths))
         self.encoder = nn.ModuleList(nn.Conv2d(i, o, _KERNEL) for i, o in steps)
-        self.decoder = nn.ModuleList(
-            nn.ConvTranspose2d(o, i, _KERNEL) for i, o in reversed(steps)
-        )
+        self.decoder = nn.ModuleList(nn.ConvTranspose2d(o, i, _KERNEL) for i, o in reversed(steps))
         for layer in [*self.encoder, *self.decoder]:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)

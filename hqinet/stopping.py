@@ -17,7 +17,7 @@ class TrainingError(HqinetError):
     """Training cannot start or go on; the message is one line and says what to do."""
 
 
-class TrainingInterrupted(TrainingError):
+class TrainingInterruptedError(TrainingError):
     """Training was asked to stop and has saved its checkpoint."""
 
 

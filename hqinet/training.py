@@ -29,7 +29,7 @@ from hqinet.recipe import Recipe
 from hqinet.sampling import Batch, SampleOrder, VolumePair, prepare
 from hqinet.state import State, fresh_state, resume
 from hqinet.stepping import Sample, accumulate, learning_rate
-from hqinet.stopping import StopRequest, TrainingError, TrainingInterrupted
+from hqinet.stopping import StopRequest, TrainingError, TrainingInterruptedError
 from hqinet.validation import ValidationResult, validate
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ class Observer(Protocol):
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """After each epoch and its validation; the dict is also the history's entry."""
 
-    def on_images(
-        self, epoch: int, patient: str, low: Image, restored: Image, full: Image
-    ) -> None:
+    def on_images(self, epoch: int, patient: str, low: Image, restored: Image, full: Image) -> None:
         """The middle judged slice of each validation patient, float32 HU (rows, columns)."""
 
 
@@ -80,9 +78,10 @@ def train(
 ) -> Trained:
     """Train, from `folder`'s checkpoint where there is one, and return the best network.
 
-    Writes `checkpoint.pt` and `best.pt` into `folder`. Raises TrainingInterrupted after SIGTERM,
-    once the checkpoint is saved; TrainingError where there are no patients, the checkpoint is of
-    another run, memory does not suffice, or the loss is NaN, infinite or exploding.
+    Writes `checkpoint.pt` and `best.pt` into `folder`. Raises TrainingInterruptedError after
+    SIGTERM, once the checkpoint is saved; TrainingError where there are no patients, the
+    checkpoint is of another run, memory does not suffice, or the loss is NaN, infinite or
+    exploding.
     """
     started = time.monotonic()
     if not training:
@@ -126,9 +125,7 @@ def _settle_numerics(state: State, order: SampleOrder, ranks: Ranks) -> None:
             f"a batch of {sampling.batch} cannot be shared evenly by {ranks.world} processes"
         )
     if not state.micro_batch:
-        fits = sampling.micro_batch or fitting_batch(
-            state.network, order.crop, share, ranks.device
-        )
+        fits = sampling.micro_batch or fitting_batch(state.network, order.crop, share, ranks.device)
         bf16 = state.recipe.precision == "bf16" and bf16_is_faster(ranks.device)
         smallest = ranks.gather([min(fits, share), float(bf16)]).amin(0)
         state.micro_batch, state.bf16 = int(smallest[0]), bool(smallest[1])
@@ -193,7 +190,7 @@ class _Loop:
             self._save()
             saved = state.seconds
             if asked and not state.finished:
-                raise TrainingInterrupted(
+                raise TrainingInterruptedError(
                     f"stopped on request at step {state.step} of {self.steps}; "
                     f"{self.folder / CHECKPOINT} continues from there"
                 )

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hqinet.feed import read_window
 from hqinet.inference import Restorer
 from hqinet.recipe import HU_RANGE
-from hqinet.feed import read_window
 from hqinet.sampling import VolumePair
 
 Image = NDArray[np.float32]
