@@ -4,7 +4,6 @@ Exit status: 0 done; 1 failed, with one line that says what to do; 2 wrong usage
 something was refused (a promotion, or with --strict a series).
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from flows import cli_dataset
 from flows import home as homes
+from flows.options import Commit, Home, Json, enter
 
 if TYPE_CHECKING:
     from flows.settings import IngestSettings
@@ -28,29 +29,18 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Home = Annotated[
-    Path, typer.Option("--home", envvar="HQINET_HOME", help="Everything that a run leaves.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+app.add_typer(cli_dataset.app, name="dataset")
+
 Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 if anything was refused.")]
 Cohort = Annotated[str | None, typer.Option(help="Name of the delivery.")]
 CohortFile = Annotated[
     Path | None, typer.Option(help="TOML that describes a delivery the defaults do not.")
 ]
-Commit = Annotated[int | None, typer.Option(help="Commit of the dataset; default: the latest.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe, or a TOML file.")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
 Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
 
 REFUSED = 3
-
-
-def enter(home: Path) -> None:
-    """Make `home` this command's home, and keep Prefect's own log off the terminal."""
-    homes.enter(home)
-    # What a user must know is printed by the command itself; the log is kept with the run.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
 @app.command()

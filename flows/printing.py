@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console()
+if not console.is_terminal:
+    # A pipe has no width: rows stay on one line each.
+    console = Console(width=200)
 
 
 def print_json(content: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -118,12 +121,14 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.3f}"
+    if isinstance(value, tuple | list):
+        return " x ".join(f"{part:.4g}" for part in value)
     return str(value)
 
 
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, frozenset | set | tuple):
-        return sorted(value)
+    if isinstance(value, tuple):
+        return list(value)
     raise TypeError(f"cannot print {type(value).__name__} as JSON")

@@ -57,8 +57,9 @@ class Registry:
         """tracking_uri: `sqlite:///...` or a server. artifacts: where a new experiment puts its."""
         if tracking_uri.startswith("sqlite:///"):
             Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            # Its database migrations would fill the terminal at the first run.
-            logging.getLogger("alembic").setLevel(logging.WARNING)
+        # What matters is raised; the rest would fill the terminal at every run.
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         mlflow.set_tracking_uri(tracking_uri)
         self._client = mlflow.MlflowClient(tracking_uri)
         self._artifacts = artifacts
@@ -127,11 +128,16 @@ class Registry:
     def register(
         self, run: str, model: object, example: np.ndarray, tags: Mapping[str, str]
     ) -> int:
-        """Register a torch module in pt2 form as a new version, with its signature; its number.
+        """Register a torch module in pt2 form as the version of a run; returns its number.
+
+        A run has one version: asked again, it is left as it is.
 
         model: in eval mode on the CPU, mapping HU (n, 3, rows, columns) float32 to HU
         (n, 1, rows, columns). example: such an input with n >= 2, from which the graph is traced.
         """
+        known = next((row.version for row in self.versions() if row.run == run), None)
+        if known is not None:
+            return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 
         signature = ModelSignature(
