@@ -103,10 +103,8 @@ def verify(
         printing.print_json(found)
     else:
         if found["problems"]:
-            keys = ("patient", "path", "problem")
-            printing.print_table(
-                "Problems", keys, ([row[k] for k in keys] for row in found["problems"])
-            )
+            rows = (list(row.values()) for row in found["problems"])
+            printing.print_table("Problems", ("patient", "path", "problem"), rows)
         printing.print_line(
             f"commit {found['commit']}: {found['volumes']} volumes, "
             f"{len(found['problems'])} with problems ({'pixels' if deep else 'shapes'} checked)"
@@ -217,8 +215,5 @@ def shown(snapshot: "Snapshot") -> dict[str, Any]:
         "parent": snapshot.parent,
         "digest": snapshot.digest,
         "patients": [asdict(row) for row in snapshot.patients()],
-        "refused": refused[keys]
-        .astype(object)
-        .where(refused[keys].notna(), None)
-        .to_dict("records"),
+        "refused": refused.to_dict("records"),
     }
