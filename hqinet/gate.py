@@ -7,7 +7,7 @@ business of the flows. Every rule is always judged, so that a refusal names all 
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hqinet.errors import HqinetError
 from hqinet.metrics import METRICS
-from hqinet.scene import TISSUES
 from hqinet.statistics import bootstrap_means, differences
 
 
@@ -44,10 +43,9 @@ class Policy(BaseModel):
     patient_loss: float = Field(
         0.5, ge=0, description="Most that any one patient may lose to the champion."
     )
-    hu_bias: float = Field(
-        10.0,
-        gt=0,
-        description="Largest mean HU bias allowed in a tissue of an anatomy, either sign.",
+    hu_bias: dict[Literal["lung", "fat", "soft", "bone"], float] = Field(
+        {"lung": 15.0, "fat": 10.0, "soft": 10.0, "bone": 30.0},
+        description="Largest mean HU bias of each tissue in any anatomy, either sign.",
     )
 
 
@@ -156,7 +154,7 @@ def _against_low(policy: Policy, challenger: pd.DataFrame) -> Outcome:
 def _bias(policy: Policy, challenger: pd.DataFrame) -> list[Outcome]:
     restored = _images(challenger, "restored").groupby("anatomy")
     outcomes = []
-    for tissue in TISSUES:
+    for tissue, allowed in policy.hu_bias.items():
         bias = restored[f"bias_{tissue}"].mean().dropna()
         if bias.empty:
             continue
@@ -164,11 +162,11 @@ def _bias(policy: Policy, challenger: pd.DataFrame) -> list[Outcome]:
         outcomes.append(
             Outcome(
                 rule=f"HU bias in {tissue}",
-                passed=bool(abs(bias[worst]) <= policy.hu_bias),
+                passed=bool(abs(bias[worst]) <= allowed),
                 figure=bias[worst],
-                required=f"within +-{policy.hu_bias:g} HU",
+                required=f"within +-{allowed:g} HU",
                 reason=f"bias in {tissue} of the {worst} is {bias[worst]:+.1f} HU, "
-                f"allowed {policy.hu_bias:g}",
+                f"allowed {allowed:g}",
             )
         )
     return outcomes

@@ -68,7 +68,7 @@ def test_a_gain_that_hangs_on_one_patient_is_not_sure():
     assert failed(verdict) == {"gain over the champion"}
 
 
-@pytest.mark.parametrize("bias", [12.0, -12.0])
+@pytest.mark.parametrize("bias", [16.0, -16.0])
 def test_hu_bias_has_bounds_on_both_sides(bias):
     assert failed(judge(POLICY, table(GOOD, lung=bias), None, LINEAGE)) == {"HU bias in lung"}
 
