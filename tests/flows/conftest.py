@@ -1,0 +1,77 @@
+"""One Prefect server for all flow tests, a home for each, and a cohort small enough to train on."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Prefect reads its settings when it is imported, which collecting these tests does.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="hqinet-prefect-")
+os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+Pair = Callable[..., Path]
+
+RECIPE = """
+# As little as runs every part of a training.
+seed = 1
+
+[model]
+width = 0.03
+norm = "none"
+output = "noise_residual"
+init = "he"
+
+[loss]
+l1 = 1.0
+per_noise = true
+
+[optimiser]
+learning_rate = 0.001
+
+[schedule]
+epochs = 2
+steps_per_epoch = 3
+
+[sampling]
+batch = 2
+patch = 32
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_server() -> Iterator[None]:
+    """An ephemeral Prefect server with a database of its own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own for each file of tests."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HQINET_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a recipe that trains in a second."""
+    file = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    file.write_text(RECIPE)
+    return str(file)
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory, pair: Pair, series: type) -> Path:
+    """Five pairs of four slices, 48 x 56 pixels, and one patient without low dose."""
+    root = tmp_path_factory.mktemp("tiny")
+    for number in range(5):
+        pair(root, f"L10{number}", seed=number, slices=4, matrix=(48, 56))
+    series("L109", seed=9, slices=4, matrix=(48, 56)).write(root / "L109" / "Full Dose Images")
+    return root

@@ -1,0 +1,106 @@
+"""The whole pipeline on a tiny cohort, once; then what it left is looked at from all sides."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from flows import places
+from flows.evaluate import EvaluationError, evaluate
+from flows.pipeline import PipelineResult, pipeline
+from flows.train import train
+from hqinet.recipe import RecipeError
+from hqinet.stopping import TrainingError
+from storage.dataset import Dataset
+from storage.registry import DatasetInputs
+
+
+@pytest.fixture(scope="module")
+def result(home, tiny_cohort, tiny_recipe) -> PipelineResult:
+    return pipeline(str(tiny_cohort), "tiny", tiny_recipe)
+
+
+def test_ingest_accepts_pairs_and_refuses_with_a_reason(result):
+    assert [row.patient for row in result.ingest.accepted] == [f"L10{n}" for n in range(5)]
+    (refused,) = result.ingest.refused
+    assert (refused.patient, refused.code) == ("L109", "no_low_dose")
+    assert {row.split for row in result.ingest.accepted} == {"train", "validation", "test"}
+
+
+def test_the_version_names_its_lineage(result, home):
+    version = places.registry().version(result.train.model)
+    snapshot = Dataset(home / "dataset").snapshot(result.ingest.commit)
+    assert version.run == result.train.run
+    assert version.tags["commit"] == str(result.ingest.commit)
+    assert version.tags["digest"] == snapshot.digest
+    assert json.loads(version.tags["training_patients"]) == [
+        row.patient for row in snapshot.patients("train")
+    ]
+    assert version.tags["recipe"] == "tiny"
+
+
+def test_the_registered_model_restores_without_the_project(result, tmp_path):
+    file = places.registry().model_file(places.registry().version("latest"), tmp_path)
+    hu = torch.randn(1, 3, 40, 50) * 30
+    assert torch.export.load(file).module()(hu).shape == (1, 1, 40, 50)
+
+
+def test_the_run_holds_losses_recipe_curve_and_images(result):
+    client = places.registry()._client
+    run = client.get_run(result.train.run)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.width"] == "0.03"
+    assert len(client.get_metric_history(result.train.run, "loss")) == 6
+    names = {entry.path for entry in client.list_artifacts(result.train.run)}
+    assert {"run.json", "curves.png", "validation", "evaluation"} <= names
+
+
+def test_the_report_has_every_patient_of_the_split(result, home):
+    folder = Path(result.evaluate.report)
+    snapshot = Dataset(home / "dataset").snapshot()
+    patients = [row.patient for row in snapshot.patients("test")]
+    assert [row["patient"] for row in result.evaluate.patients] == patients
+    slices = pd.read_parquet(folder / "per_slice.parquet")
+    assert len(slices) == 2 * 4 * len(patients)
+    table = pd.read_csv(folder / "per_patient.csv")
+    means = slices.groupby(["patient", "image"])["rmse"].mean()
+    for row in table.itertuples():
+        assert row.rmse == pytest.approx(means[row.patient, row.image])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["provenance"]["dataset digest"] == snapshot.digest
+    assert "report.html" in {file.name for file in folder.iterdir()}
+
+
+def test_a_first_model_is_judged_without_a_champion(result):
+    rules = {rule["rule"] for rule in result.promote.rules}
+    assert "lineage complete" in rules
+    assert "gain over the champion" not in rules
+    version = places.registry().version(result.train.model)
+    assert version.tags["verdict"] == result.promote.verdict
+    assert ("champion" in version.aliases) == (result.promote.verdict == "promoted")
+
+
+def test_a_model_is_never_judged_on_its_training_patients(result):
+    with pytest.raises(EvaluationError, match="was trained on L10"):
+        evaluate(str(result.train.model), None, "train")
+
+
+def test_a_finished_run_resumed_is_registered_once(result):
+    again = train(resume=result.train.run)
+    assert again.model == result.train.model
+
+
+def test_mistakes_are_named(result):
+    with pytest.raises(RecipeError, match="demo"):
+        train("dmeo")
+    elsewhere = places.registry().start("elsewhere", {}, DatasetInputs("x", 1, "0"))
+    with pytest.raises(TrainingError, match="left no folder"):
+        train(resume=elsewhere)
+
+
+def test_nothing_is_written_outside_the_home(result, home):
+    inside = {entry.name for entry in home.iterdir()}
+    assert {"dataset", "mlflow", "runs", "reports", "scratch"} <= inside
+    assert not [path for path in (home / "scratch").rglob("*") if path.is_file()]

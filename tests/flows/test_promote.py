@@ -1,0 +1,162 @@
+"""Promotion with models whose quality is known: they average more or fewer neighbours."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flows import places
+from flows.evaluate import evaluate
+from flows.ingest import ingest
+from flows.promote import PromotionError, promote, rollback_promotion
+from storage.registry import DatasetInputs
+
+
+class Smoother(nn.Module):
+    """Mixes the middle slice with its 5 x 5 mean, which takes noise and leaves the mean."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(share))
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        middle = hu[:, 1:2]
+        mean = F.avg_pool2d(F.pad(middle, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+        return middle + self.share * (mean - middle)
+
+
+@pytest.fixture(scope="module")
+def cohort(home, tmp_path_factory, series):
+    """Six patients of plain water with noise: smoothing can only help."""
+    root = tmp_path_factory.mktemp("water")
+    for number in range(8):
+        random = np.random.default_rng(number)
+        body = np.full((3, 64, 64), -1000.0)
+        body[:, 8:56, 8:56] = 40
+        full = body + random.normal(0, 2, body.shape)
+        low = full + random.normal(0, 30, body.shape)
+        for name, hu in (("Full Dose Images", full), ("Low Dose Images", low)):
+            series(f"L20{number}", name, hu=hu.round().astype(np.int16)).write(
+                root / f"L20{number}" / name
+            )
+    return ingest(str(root), "water")
+
+
+def register(share: float, patients: list[str] | None = None, **tags: str) -> int:
+    registry = places.registry()
+    snapshot = places.dataset().snapshot()
+    run = registry.start("smoother", {"share": share}, DatasetInputs("x", 1, snapshot.digest))
+    lineage = {
+        "commit": "1",
+        "digest": snapshot.digest,
+        "recipe": "smoother",
+        "training_patients": json.dumps(patients or ["L999"]),
+        "code_version": "1",
+    }
+    example = np.zeros((2, 3, 40, 48), np.float32)
+    version = registry.register(run, Smoother(share).eval(), example, lineage | tags)
+    registry.finish(run)
+    return version
+
+
+@pytest.fixture(scope="module")
+def champion(cohort) -> int:
+    version = register(0.2)
+    evaluate(str(version))
+    assert promote(version).verdict == "promoted"
+    return version
+
+
+def test_who_was_not_evaluated_here_is_refused_and_told_how(champion):
+    version = register(0.5)
+    result = promote(version)
+    assert result.verdict == "refused"
+    assert f"hqinet evaluate --model {version}" in result.reasons[0]
+    assert places.registry().champion().version == champion
+
+
+def test_an_equal_one_is_refused(champion):
+    version = register(0.2)
+    evaluate(str(version))
+    result = promote(version)
+    assert result.verdict == "refused"
+    assert any("gains +0.000" in reason for reason in result.reasons)
+    assert places.registry().version(version).tags["verdict"] == "refused"
+
+
+def test_a_worse_one_is_refused_and_a_better_one_takes_its_place(champion):
+    worse = register(0.05)
+    evaluate(str(worse))
+    assert promote(worse).verdict == "refused"
+    better = register(0.35)
+    evaluate(str(better))
+    result = promote(better)
+    assert result.verdict == "promoted", result.reasons
+    assert places.registry().champion().version == better
+    assert places.registry().version("previous").version == champion
+    assert places.registry().version(better).tags["rule_gain_over_the_champion"].startswith("pass")
+
+    back = rollback_promotion()
+    assert back.candidate == champion
+    assert places.registry().champion().version == champion
+    history = places.promotions().read().entries
+    assert [row.action for row in history[-2:]] == ["promote", "rollback"]
+
+
+def test_a_blur_that_loses_a_patient_is_refused(champion):
+    version = register(1.0)
+    evaluate(str(version))
+    result = promote(version)
+    assert result.verdict == "refused"
+    assert any("worse" in row["rule"] and not row["passed"] for row in result.rules)
+
+
+def test_a_model_trained_on_a_test_patient_cannot_be_evaluated(champion):
+    tested = places.dataset().snapshot().patients("test")[0].patient
+    version = register(0.3, [tested])
+    with pytest.raises(Exception, match=tested):
+        evaluate(str(version))
+
+
+def test_lineage_must_be_whole(champion):
+    version = register(0.4, recipe="")
+    evaluate(str(version))
+    assert promote(version).reasons == ["lineage lacks recipe"]
+
+
+def test_of_two_promotions_at_once_the_second_is_judged_against_the_first(champion):
+    rivals = [register(0.30), register(0.31)]
+    for version in rivals:
+        evaluate(str(version))
+    verdicts = {}
+    threads = [
+        threading.Thread(target=lambda v=v: verdicts.update({v: promote(v).verdict}))
+        for v in rivals
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(verdicts.values()) == ["promoted", "refused"]
+    (winner,) = [version for version, verdict in verdicts.items() if verdict == "promoted"]
+    assert places.registry().champion().version == winner
+
+
+def test_an_alias_that_a_killed_promotion_did_not_move_is_moved_by_the_next(champion):
+    from flows.promote import settle
+
+    registry, now = places.registry(), places.registry().champion().version
+    last = places.promotions().read().last_pass
+    assert last.candidate == now
+    registry.point("champion", last.champion)
+    settle.fn(places.promotions().read())
+    assert registry.champion().version == now
+
+
+def test_the_champion_is_no_challenger(champion):
+    with pytest.raises(PromotionError, match="champion already"):
+        promote(places.registry().champion().version)
