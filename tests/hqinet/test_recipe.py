@@ -94,7 +94,7 @@ def test_own_file_is_named_after_itself(tmp_path: Path) -> None:
     recipe = load_recipe(str(file))
     assert (recipe.name, recipe.model.network) == ("mine", "redcnn")
     file.write_text("[model]\nwidth = 2\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="loss: Field required.*schedule: Field required"):
+    with pytest.raises(RecipeError, match=r"loss: Field required.*schedule: Field required"):
         load_recipe(str(file))
 
 
