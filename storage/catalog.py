@@ -224,8 +224,9 @@ class Catalog:
                 self.location.url, version=commit, storage_options=self.location.options
             )
         except TableNotFoundError as error:
+            root = self.location.url.removesuffix("/catalog")
             raise DatasetError(
-                f"there is no dataset at {self.location}: make one with `hqinet ingest SOURCE`"
+                f"there is no dataset at {root}: make one with `hqinet ingest SOURCE`"
             ) from error
         except (OSError, DeltaError) as error:
             if commit is not None:

@@ -1,5 +1,6 @@
 """One door to a folder or an object store: the same calls, and one-line errors, for both."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from obstore.store import LocalStore, from_url
 
 from storage.errors import StorageError
 
+_CONNECTION = {"aws_allow_http": "allow_http", "allow_http": "allow_http", "timeout": "timeout"}
 _REMOTE = re.compile(r"^(s3|gs|az|abfss?|memory)://")
 
 
@@ -32,6 +34,13 @@ class Location:
         if self.url.startswith("s3://"):
             # A commit is a conditional put; without it two writers could overwrite one another.
             self.options.setdefault("aws_conditional_put", "etag")
+            if self._endpoint().startswith("http://"):
+                self.options.setdefault("aws_allow_http", "true")
+
+    def _endpoint(self) -> str:
+        named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+        given = [self.options.get(name) for name in ("aws_endpoint_url", "aws_endpoint")]
+        return next((url for url in (*given, *named, os.environ.get("AWS_ENDPOINT")) if url), "")
 
     def __str__(self) -> str:
         return self.url
@@ -44,7 +53,10 @@ class Location:
         """An obstore store rooted here; `create` makes a missing folder."""
         with storage_errors(self.url):
             if self.remote:
-                return from_url(self.url, config=self.options)
+                # obstore keeps options of the connection apart from those of the provider.
+                config = {k: v for k, v in self.options.items() if k not in _CONNECTION}
+                client = {_CONNECTION[k]: v for k, v in self.options.items() if k in _CONNECTION}
+                return from_url(self.url, config=config, client_options=client)
             return LocalStore(self.url, mkdir=create)
 
 

@@ -35,7 +35,7 @@ class Difference:
     Attributes:
         changed: patients in both with another volume.
         moved: patients in both with another split; only a hand moves one.
-        refused, mended: sources refused in `after` only, and in `before` only.
+        refused, mended: cohort, patient or source, and code, in `after` only, in `before` only.
     """
 
     before: int
@@ -68,7 +68,7 @@ def diff(before: Snapshot, after: Snapshot) -> Difference:
 
 def _refusals(snapshot: Snapshot) -> set[str]:
     refused = (row for row in snapshot.entries if row.status == "refused")
-    return {f"{row.cohort}: {row.source} ({row.code})" for row in refused}
+    return {f"{row.cohort}: {row.patient or row.source}: {row.code}" for row in refused}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def collect_garbage(
     before = datetime.now(UTC) - grace
     needed = dataset.catalog.values_ever("path")
     unneeded, size = _unneeded_volumes(location, needed, before)
-    hours = int(grace.total_seconds() // 3600)
+    hours = max(0, int(grace.total_seconds() // 3600))
     files = [f"catalog/{name}" for name in dataset.catalog.unneeded_files(hours)]
     halves = _half_written(location, before)
     leftovers = _old_scratch(scratch, before) if scratch else []

@@ -242,17 +242,28 @@ def check(location: Location, path: str, shape: tuple[int, int, int]) -> None:
 
 
 def digest(location: Location, path: str) -> str:
-    """Read a whole pair, shard by shard, and compute its digest from what is there."""
+    """Read a whole pair, shard by shard, and compute its digest from what is there.
+
+    Raises:
+        DatasetError: it is not there, or its bytes are not those that were written.
+    """
     group = open_group(location, path)
-    digests = {}
     with storage_errors(f"{location}/{path}"):
-        for dose in DOSES:
-            array = group[dose]
-            hasher = Hasher(array.shape)
-            for start in range(0, array.shape[0], SHARD_SLICES):
-                hasher.add(array[start : start + SHARD_SLICES])
-            digests[dose] = hasher.digest()
+        digests = {dose: _array_digest(group[dose], f"{location}/{path}/{dose}") for dose in DOSES}
     return _digest(group.attrs.asdict(), digests)
+
+
+def _array_digest(array: zarr.Array, name: str) -> str:
+    hasher = Hasher(array.shape)
+    for start in range(0, array.shape[0], SHARD_SLICES):
+        try:
+            hasher.add(array[start : start + SHARD_SLICES])
+        except (ValueError, RuntimeError) as error:
+            raise DatasetError(
+                f"{name}: slices from {start} on are damaged ({error}): remove the folder of the "
+                "volume and ingest the cohort again to write it anew"
+            ) from error
+    return hasher.digest()
 
 
 def _digest(description: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
