@@ -57,8 +57,12 @@ def keep_views(
         count = min(budget // probe, MOST_SLICES, pair.slices)
         if count >= min(LEAST_SLICES, pair.slices):
             break
-    spread = np.linspace(0, pair.slices - 1, max(count - len(labels), 1)).astype(int)
-    chosen = sorted({*labels, *spread.tolist()})
+    chosen = sorted(labels)
+    for others in range(1, count + 1):
+        if len(chosen) >= count:
+            break
+        spread = np.linspace(0, pair.slices - 1, others).astype(int)
+        chosen = sorted({*labels, *spread.tolist()})
     return [
         View(
             index,

@@ -1,0 +1,156 @@
+"""The command as its users run it: processes, exit states, one JSON object, no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HQINET = Path(sys.executable).with_name("hqinet")
+
+
+class Command:
+    """Runs `hqinet` with a home of its own, in an empty folder, with an empty user's home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.outside = {name: folder / name for name in ("cwd", "user")}
+        for path in self.outside.values():
+            path.mkdir()
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PREFECT_", "HQINET_", "MLFLOW_", "XDG_"))
+        } | {"HOME": str(self.outside["user"])}
+
+    def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [HQINET, *map(str, arguments), "--home", self.home],
+            cwd=self.outside["cwd"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
+    def json(self, *arguments: object, status: int = 0) -> dict:
+        """The object on standard output of a command run with --json."""
+        done = self(*arguments, "--json")
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> Command:
+    return Command(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def ingested(command, tiny_cohort) -> dict:
+    return command.json("ingest", tiny_cohort, "--cohort", "tiny")
+
+
+def test_ingest_prints_what_it_did(ingested):
+    assert ingested["commit"] == 1
+    assert ingested["unchanged"] == 0
+    assert {tuple(sorted(row)) for row in ingested["accepted"]} == {("patient", "slices", "split")}
+    (refused,) = ingested["refused"]
+    assert refused["patient"] == "L109"
+    assert refused["code"] == "no_low_dose"
+    assert refused["source"] == "L109/Full Dose Images"
+
+
+def test_the_same_source_again_makes_no_commit(command, ingested, tiny_cohort):
+    again = command.json("ingest", tiny_cohort, "--cohort", "tiny", "--strict", status=3)
+    assert again["commit"] == 1
+    assert again["accepted"] == []
+    assert again["unchanged"] == 5
+
+
+def test_dataset_show_and_log(command, ingested):
+    shown = command.json("dataset", "show", "--commit", 1)
+    assert shown["parent"] == 0
+    assert {row["patient"]: row["split"] for row in shown["patients"]} == {
+        row["patient"]: row["split"] for row in ingested["accepted"]
+    }
+    for row in shown["patients"]:
+        assert (row["slices"], row["matrix"], row["spacing"]) == (4, [48, 56], [3.0, 0.7, 0.8])
+        assert (row["anatomy"], row["dose_fraction"]) == ("abdomen", 0.25)
+    assert [row["commit"] for row in command.json("dataset", "log")["commits"]] == [1, 0]
+
+
+def test_dataset_upkeep(command, ingested, tmp_path):
+    assert command.json("dataset", "verify", "--deep")["problems"] == []
+    assert len(command.json("dataset", "diff", 0, 1)["added"]) == 5
+    assert command.json("dataset", "gc", "--dry-run")["volumes"] == []
+    splits = tmp_path / "splits.csv"
+    command.json("dataset", "splits", "export", splits)
+    assert command.json("dataset", "splits", "import", splits) == {"commit": 1, "moved": []}
+
+
+def test_train_evaluate_promote_and_models(command, ingested, tiny_recipe):
+    trained = command.json("train", "--recipe", tiny_recipe)
+    assert trained["commit"] == 1
+    evaluated = command.json("evaluate", "--model", trained["model"])
+    assert Path(evaluated["report"], "report.html").is_file()
+    assert {"psnr", "ssim_window"} <= set(evaluated["patients"][0]["restored"])
+    judged = command("promote", "--candidate", trained["model"], "--json")
+    verdict = json.loads(judged.stdout)
+    assert judged.returncode == {"promoted": 0, "refused": 3}[verdict["verdict"]]
+    assert {row["rule"] for row in verdict["rules"]} >= {"lineage complete"}
+    (version,) = command.json("models")["models"]
+    assert version["verdict"] == verdict["verdict"]
+
+
+def test_nothing_is_written_outside_the_home(command, ingested):
+    written = [p for folder in command.outside.values() for p in folder.rglob("*")]
+    assert written == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ingest", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("dataset", "show", "--commit", 99), "commit 99"),
+        (("train", "--recipe", "fsat"), "fast"),
+        (("evaluate", "--split", "tset"), "tset"),
+        (("promote", "--policy", "lenient"), "lenient"),
+        (("promote", "--candidate", 77), "77"),
+        (("dataset", "rollback", 42), "42"),
+    ],
+)
+def test_a_users_mistake_is_one_line(command, ingested, arguments, says):
+    done = command(*arguments)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert says in done.stderr
+
+
+def test_wrong_usage_exits_2(command):
+    assert command("ingest").returncode == 2
+    assert command("evaluate", "--moddel", "3").returncode == 2
+
+
+def test_an_empty_home_says_what_to_do_first(tmp_path):
+    empty = Command(tmp_path)
+    for arguments, says in (
+        (("dataset", "show"), "hqinet ingest"),
+        (("train",), "hqinet ingest"),
+        (("evaluate",), "hqinet train"),
+        (("promote",), "hqinet train"),
+    ):
+        done = empty(*arguments)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert says in done.stderr
+
+
+def test_tables_for_people_when_not_asked_for_json(command, ingested):
+    done = command("dataset", "show")
+    assert "L100" in done.stdout
+    assert "no_low_dose" in done.stdout
+    assert done.stderr == ""
