@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
+# How long a scheduler may take to answer.
+PATIENCE = "30s"
 # Enough to keep a large cluster busy, few enough that the scheduler holds no whole cohort.
 _IN_FLIGHT = 256
 
@@ -86,7 +88,7 @@ class Workers:
         where = self._settings.where
         if "://" in where:
             try:
-                return Client(where, timeout="30s")
+                return Client(where, timeout=PATIENCE)
             except (OSError, ValueError) as error:
                 raise StorageError(
                     f"no Dask scheduler answers at {where}: start one (`dask scheduler`) or set "

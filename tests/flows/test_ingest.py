@@ -1,0 +1,179 @@
+"""The ingest flow as its user runs it: once, again, changed, at once, and on other clusters."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import LocalCluster
+from prefect.client.orchestration import get_client
+
+from flows import places
+from flows.cluster import Workers
+from flows.ingest import ingest
+from flows.settings import ClusterSettings, IngestSettings
+from storage import upkeep
+from storage.errors import StorageError
+
+ONE = ClusterSettings(workers=1)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def source(tmp_path, pair, series) -> Path:
+    """Three pairs and a patient without low dose."""
+    root = tmp_path / "delivery"
+    for number in range(3):
+        pair(root, f"L00{number}", seed=number)
+    series("L009", seed=9).write(root / "L009")
+    return root
+
+
+def rewrite(source: Path, patient: str, pair, **changes) -> None:
+    """Deliver a patient's series again under the same names and UIDs."""
+    shutil.rmtree(source / "Collection" / patient)
+    pair(source, patient, **changes)
+
+
+def artifacts() -> list:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts()
+    return [artifact for artifact in found if artifact.key == "ingest-refusals"]
+
+
+def test_a_delivery_becomes_a_commit_and_its_refusals_a_table(home, source):
+    before = len(artifacts())
+    result = ingest(str(source), settings=IngestSettings(), cluster=ONE)
+    assert result.commit == 1
+    assert [row.patient for row in result.accepted] == ["L000", "L001", "L002"]
+    assert [(row.patient, row.code, row.source) for row in result.refused] == [
+        ("L009", "no_low_dose", "L009")
+    ]
+    assert set(result.model_dump()) == {"commit", "accepted", "refused", "unchanged", "changed"}
+    tables = artifacts()
+    assert len(tables) == before + 1
+    assert any("no_low_dose" in str(table.data) for table in tables)
+    entry = places.dataset().log()[0]
+    assert (entry.cohort, entry.counts["accepted"], entry.counts["refused"]) == ("delivery", 3, 1)
+    left = [path for path in places.scratch().rglob("*") if path.name == "zarr.json"]
+    assert not left, "no volume is left under construction"
+
+
+def test_the_same_source_again_makes_no_commit_and_starts_no_dask(home, source, monkeypatch):
+    ingest(str(source), cluster=ONE)
+    first = places.dataset().snapshot().entries
+    monkeypatch.setattr(Workers, "_open", lambda _: pytest.fail("Dask was started for nothing"))
+    again = ingest(str(source), cluster=ONE)
+    assert (again.commit, again.accepted, again.unchanged, again.changed) == (1, [], 3, [])
+    assert [row.code for row in again.refused] == ["no_low_dose"]
+    assert places.dataset().snapshot().entries == first
+
+
+def test_a_copy_of_the_source_is_read_once_and_makes_no_commit(home, source, monkeypatch):
+    ingest(str(source), cluster=ONE)
+    copy = source.with_name("copy")
+    shutil.copytree(source, copy, copy_function=shutil.copyfile)
+    again = ingest(str(copy), "delivery", cluster=ONE)
+    assert (again.commit, again.unchanged) == (1, 3)
+    monkeypatch.setattr(Workers, "_open", lambda _: pytest.fail("the copy was read again"))
+    assert ingest(str(copy), "delivery", cluster=ONE).unchanged == 3
+
+
+def test_a_series_changed_in_place_is_noticed_and_named(home, source, pair):
+    first = ingest(str(source), cluster=ONE)
+    before = places.dataset().snapshot()
+    rewrite(source, "L001", pair, seed=77)
+    result = ingest(str(source), cluster=ONE)
+    assert (result.changed, result.unchanged) == (["L001"], 2)
+    assert [row.patient for row in result.accepted] == ["L001"]
+    splits = {row.patient: row.split for row in first.accepted}
+    assert result.accepted[0].split == splits["L001"]
+    found = upkeep.diff(before, places.dataset().snapshot())
+    assert (found.changed, found.added, found.removed, found.moved) == (["L001"], [], [], [])
+    assert (before.volume("L001").full[:] != 0).any(), "the old volume is still there"
+    assert places.dataset().log()[0].details["changed"] == ["L001"]
+
+
+def test_two_ingests_at_once_both_land(home, tmp_path, pair):
+    for name, first in (("one", 10), ("two", 20)):
+        for number in range(2):
+            pair(tmp_path / name, f"L0{first + number}", seed=first + number)
+    results = {}
+
+    def run(name: str) -> None:
+        results[name] = ingest(str(tmp_path / name), cluster=ONE)
+
+    threads = [threading.Thread(target=run, args=[name]) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.commit for result in results.values()) == [1, 2]
+    snapshot = places.dataset().snapshot()
+    assert [row.patient for row in snapshot.patients()] == ["L010", "L011", "L020", "L021"]
+    assert not upkeep.verify(snapshot, deep=True).problems
+    assert {row.split for row in snapshot.patients()} == {"train", "validation", "test"}
+
+
+def test_an_empty_inbox_is_no_error(home, tmp_path):
+    (tmp_path / "inbox").mkdir()
+    result = ingest(str(tmp_path / "inbox"))
+    assert (result.commit, result.accepted, result.refused) == (0, [], [])
+
+
+def test_a_source_that_is_not_there_is_one_line(home, tmp_path):
+    with pytest.raises(StorageError, match="not there: give the folder"):
+        ingest(str(tmp_path / "nowhere"))
+
+
+def test_a_scheduler_at_an_address_does_the_work(home, source):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        where = ClusterSettings(where=cluster.scheduler_address)
+        assert len(ingest(str(source), cluster=where).accepted) == 3
+
+
+def test_a_cluster_class_with_arguments_does_the_work(home, source):
+    where = ClusterSettings(
+        where="distributed.LocalCluster",
+        workers=1,
+        arguments={"n_workers": 0, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"},
+    )
+    assert len(ingest(str(source), cluster=where).accepted) == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("dask_jobqueue.SLURMCluster", "pip install dask-jobqueue"),
+        ("nonsense", "cannot be imported"),
+        ("tcp://127.0.0.1:9", "no Dask scheduler answers"),
+    ],
+)
+def test_a_cluster_that_cannot_be_had_says_what_to_do(home, source, where, said, monkeypatch):
+    monkeypatch.setattr("flows.cluster.PATIENCE", "1s")
+    with pytest.raises(StorageError, match=said):
+        ingest(str(source), cluster=ClusterSettings(where=where))
+    assert places.dataset().snapshot().commit == 0
+
+
+@pytest.mark.real
+def test_real_ct_four_accepted_one_refused_and_a_later_cohort_moves_nothing(home, real_data):
+    first = ingest(str(real_data / "ldct-mini"))
+    assert [row.patient for row in first.accepted] == ["C901", "C902", "L901", "L902"]
+    assert [(row.patient, row.code) for row in first.refused] == [("L903", "no_low_dose")]
+    before = {row.patient: row.split for row in places.dataset().snapshot().patients()}
+    second = ingest(str(real_data / "limb-mini"))
+    assert (second.commit, len(second.accepted), second.refused) == (2, 8, [])
+    snapshot = places.dataset().snapshot()
+    after = {row.patient: row.split for row in snapshot.patients()}
+    assert {patient: after[patient] for patient in before} == before
+    assert {row.vendor for row in snapshot.patients()} == {"Siemens", "Philips", "Canon", "GE"}
+    assert np.ptp(snapshot.volume("C901").full[20]) > 1000
