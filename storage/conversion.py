@@ -119,6 +119,8 @@ def _notes(dose: str, reader: SliceReader) -> list[str]:
     notes = []
     if reader.rounded:
         notes.append(f"{dose} dose: HU rounded to whole numbers")
+    if reader.padded:
+        notes.append(f"{dose} dose: {reader.padded} pixels of padding set to air")
     if reader.clipped:
         notes.append(f"{dose} dose: {reader.clipped} pixels above 32767 HU set to 32767")
     return notes

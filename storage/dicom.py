@@ -23,6 +23,31 @@ from storage.refusals import Code, Refused
 from storage.volumes import AIR
 
 _SHOWN_FILES = 5
+# OverlayBitPosition: an overlay in the high bits of the pixels, as older scanners wrote it.
+_OVERLAYS = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]
+_DECODING = [
+    *_OVERLAYS,
+    "SOPClassUID",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "PixelData",
+]
 _LARGEST = np.iinfo(np.int16).max
 
 
@@ -265,6 +290,7 @@ class SliceReader:
 
     Attributes:
         clipped: pixels above the largest HU that int16 holds, set to it.
+        padded: pixels of padding whose value was above air, set to air.
         rounded: whether HU were not whole numbers and were rounded to the nearest.
     """
 
@@ -273,6 +299,7 @@ class SliceReader:
         self._series = series
         self._flat: list[bool] = []
         self.clipped = 0
+        self.padded = 0
         self.rounded = False
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -324,16 +351,27 @@ class SliceReader:
             raise Refused(
                 Code.NOT_HU, "RescaleSlope or RescaleIntercept is absent in a frame"
             ) from error
-        measured = _measured(stored, header)
+        hu = self._scaled(_measured(stored, header), slope, intercept)
+        padding = _padding(stored, header)
+        if padding is not None:
+            self.padded += int(np.count_nonzero(hu[padding] > AIR))
+            hu[padding] = AIR
+        if hu.max() > _LARGEST:
+            self.clipped += int(np.count_nonzero(hu > _LARGEST))
+        return np.clip(hu, AIR, _LARGEST, out=hu).astype(np.int16)
+
+    def _scaled(self, measured: np.ndarray, slope: float, intercept: float) -> np.ndarray:
         if slope.is_integer() and intercept.is_integer():
-            hu = measured.astype(np.int64) * int(slope) + int(intercept)
-        else:
-            exact = measured * slope + intercept
-            hu = np.rint(exact)
-            self.rounded = self.rounded or bool(np.abs(hu - exact).max() > 1e-6)
-        hu[_padding(stored, header)] = AIR
-        self.clipped += int(np.count_nonzero(hu > _LARGEST))
-        return np.clip(hu, AIR, _LARGEST).astype(np.int16)
+            largest = float(2 ** (8 * measured.itemsize)) * abs(slope) + abs(intercept)
+            hu = measured.astype(np.int32 if largest < 2**31 else np.int64)
+            if slope != 1:
+                hu *= int(slope)
+            hu += int(intercept)
+            return hu
+        exact = measured * slope + intercept
+        hu = np.rint(exact)
+        self.rounded = self.rounded or bool(np.abs(hu - exact).max() > 1e-6)
+        return hu
 
     def _check_content(self) -> None:
         body = [i for i, flat in enumerate(self._flat) if not flat]
@@ -351,8 +389,8 @@ class SliceReader:
 
 
 def open_header(file: Path) -> Header:
-    """A data set with its pixels deferred, also from a file without preamble and meta header."""
-    header = pydicom.dcmread(file, force=True, defer_size="1 MB")
+    """What decoding needs of a file, also of one without preamble and meta header."""
+    header = pydicom.dcmread(file, force=True, defer_size="1 MB", specific_tags=_DECODING)
     if "TransferSyntaxUID" not in header.file_meta:
         implicit, little = header.original_encoding
         native = {(True, True): ImplicitVRLittleEndian, (False, True): ExplicitVRLittleEndian}
@@ -360,11 +398,11 @@ def open_header(file: Path) -> Header:
     return header
 
 
-def _padding(stored: np.ndarray, header: Header) -> np.ndarray:
+def _padding(stored: np.ndarray, header: Header) -> np.ndarray | None:
     """Pixels that hold no measurement: PixelPaddingValue (0028,0120), up to RangeLimit."""
     value = header.get("PixelPaddingValue")
     if value is None:
-        return np.zeros(stored.shape, bool)
+        return None
     limit = header.get("PixelPaddingRangeLimit", value)
     # Written with the wrong sign by some: -2000 stands as 63536 and the other way round.
     first, last = sorted(np.array([value, limit]).astype(stored.dtype))
@@ -374,10 +412,7 @@ def _padding(stored: np.ndarray, header: Header) -> np.ndarray:
 def _measured(stored: np.ndarray, header: Header) -> np.ndarray:
     """The bits of the pixel that are measurement, where overlays or shifts share its word."""
     bits, high = header.BitsStored, header.HighBit
-    overlaid = any(
-        element.tag.group & 0xFF01 == 0x6000 and element.tag.element == 0x0102 and element.value
-        for element in header
-    )
+    overlaid = any(header.get(tag) is not None and header[tag].value for tag in _OVERLAYS)
     if high == bits - 1 and not overlaid:
         return stored
     width = stored.dtype.itemsize * 8
