@@ -93,7 +93,7 @@ class HQINet(nn.Module):
     def _network(self, x: Tensor) -> Tensor:
         """Pad to whole multiples, encode, decode, reconstruct, crop back."""
         rows, columns = x.shape[-2:]
-        margins = (0, -columns % self.multiple, 0, -rows % self.multiple)
+        margins = (0, _up(columns, self.multiple) - columns, 0, _up(rows, self.multiple) - rows)
         x = F.pad(x, margins, mode="replicate")
         size = x.shape[-2:]
         skips = [self.stem(x)]
@@ -107,6 +107,10 @@ class HQINet(nn.Module):
             x = block(x, skips.pop())
             maps.append(x)
         return _cropped(self.reconstruction(maps, size), rows, columns)
+
+
+def _up(size: int, multiple: int) -> int:
+    return (size + multiple - 1) // multiple * multiple
 
 
 def _cropped(x: Tensor, rows: int, columns: int) -> Tensor:

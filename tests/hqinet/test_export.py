@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,9 @@ from hqinet.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
 NETWORKS: dict[str, ModelRecipe] = {
     "paper": HQINetRecipe(width=0.125),
     "noise_residual": HQINetRecipe(width=0.125, norm="none", output="noise_residual", init="he"),
-    "resnet_strides": HQINetRecipe(width=0.125, norm="group", stem_strides=(2, 2)),
     "redcnn": REDCNNRecipe(network="redcnn", channels=4),
 }
-SIZES = [(1, 48, 48), (3, 57, 101), (2, 64, 50), (1, 200, 96)]
+SIZES = [(1, 48, 48), (3, 57, 101), (2, 64, 50)]
 
 
 def trained(name: str) -> nn.Module:
@@ -40,57 +40,61 @@ def hu(n: int, rows: int, columns: int) -> torch.Tensor:
     return 60 + 300 * torch.randn(n, 3, rows, columns, generator=generator)
 
 
+@dataclass(frozen=True)
+class Exported:
+    network: nn.Module
+    program: ExportedProgram
+    path: Path
+
+
+def exported(name: str, folder: Path) -> Exported:
+    network = trained(name).train()
+    program = export(network)
+    assert network.training, "exporting must leave the network as it was"
+    torch.export.save(program, folder / "model.pt2")
+    return Exported(network, program, folder / "model.pt2")
+
+
 @pytest.fixture(scope="module", params=NETWORKS)
-def program(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[nn.Module, ExportedProgram, Path]:
-    network = trained(request.param).train()
-    exported = export(network)
-    path = tmp_path_factory.mktemp("export") / "model.pt2"
-    torch.export.save(exported, path)
-    assert network.training
-    return network, exported, path
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(request.param, tmp_path_factory.mktemp("export"))
 
 
-def test_equal_to_the_network_at_any_batch_height_and_width(
-    program: tuple[nn.Module, ExportedProgram, Path],
-) -> None:
-    network, _, path = program
-    model, eager = load_exported(path), Restorer(network).eval()
+def test_equal_to_the_network_at_any_batch_height_and_width(model: Exported) -> None:
+    loaded, eager = load_exported(model.path), Restorer(model.network).eval()
     for size in SIZES:
         windows = hu(*size)
         with torch.no_grad():
-            torch.testing.assert_close(model(windows), eager(windows), rtol=1e-4, atol=1e-2)
+            torch.testing.assert_close(loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
 
 
-def test_no_device_is_baked_in(program: tuple[nn.Module, ExportedProgram, Path]) -> None:
-    moved = move_to_device_pass(program[1], "meta")
+def test_no_device_is_baked_in(model: Exported) -> None:
+    moved = move_to_device_pass(model.program, "meta")
     named = [node.kwargs["device"] for node in moved.graph.nodes if "device" in node.kwargs]
     assert {torch.device(device).type for device in named} <= {"meta"}
     assert moved.module()(torch.empty(3, 3, 57, 101, device="meta")).shape == (3, 1, 57, 101)
 
 
-def test_nothing_in_the_file_needs_pickles_code(
-    program: tuple[nn.Module, ExportedProgram, Path],
-) -> None:
-    with zipfile.ZipFile(program[2]) as archive:
+def test_nothing_in_the_file_needs_pickles_code(model: Exported) -> None:
+    with zipfile.ZipFile(model.path) as archive:
         pickled = [name for name in archive.namelist() if name.endswith((".pt", ".pkl"))]
         for name in pickled:
             torch.load(io.BytesIO(archive.read(name)), weights_only=True)
 
 
 def test_runs_without_this_project(tmp_path: Path) -> None:
-    network = trained("noise_residual")
-    torch.export.save(export(network), tmp_path / "model.pt2")
+    model = exported("noise_residual", tmp_path)
     windows = hu(2, 50, 70)
     torch.save(windows, tmp_path / "windows.pt")
     script = (
         "import sys, torch\n"
-        "model = torch.export.load('model.pt2').module()\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
         "torch.save(model(torch.load('windows.pt')).detach(), 'restored.pt')\n"
         "assert not any(name.startswith('hqinet') for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", script, str(model.path)], cwd=tmp_path, check=True, timeout=120
+    )
     with torch.no_grad():
-        expected = Restorer(network).eval()(windows)
+        expected = Restorer(model.network).eval()(windows)
     torch.testing.assert_close(torch.load(tmp_path / "restored.pt"), expected, rtol=1e-4, atol=1e-2)

@@ -305,9 +305,7 @@ def test_exploding_loss_stops_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
         return real(*arguments) * (1e6 if len(calls) == 30 else 1)
 
     monkeypatch.setattr(stepping, "restoration_loss", growing)
-    with pytest.raises(
-        TrainingError, match=r"step 30: the loss is .* was usual; there is no"
-    ):
+    with pytest.raises(TrainingError, match=r"step 30: the loss is .* was usual; there is no"):
         run(tmp_path, recipe(schedule={"steps_per_epoch": 40}))
 
 
