@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_dataset.app, name="dataset")
+report = typer.Typer(help="Reports that `hqinet evaluate` wrote.", no_args_is_help=True)
+app.add_typer(report, name="report")
 
 Strict = Annotated[bool, typer.Option("--strict", help="Exit 3 if anything was refused.")]
 Cohort = Annotated[str | None, typer.Option(help="Name of the delivery.")]
@@ -190,6 +192,28 @@ def models(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
         printing.print_json({"models": rows})
     else:
         printing.print_models(rows)
+
+
+@report.command()
+def compare(
+    left: Annotated[str, typer.Argument(metavar="RUN", help="MLflow run.")],
+    right: Annotated[str, typer.Argument(metavar="RUN", help="MLflow run.")],
+    commit: Commit = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Set the reports of two runs on the same commit side by side."""
+    enter(home)
+    from flows import evaluate as flow
+    from flows import printing
+
+    with quiet():
+        page = flow.compare(left, right, commit, split)
+    if as_json:
+        printing.print_json({"comparison": str(page)})
+    else:
+        printing.print_line(f"comparison: {page}")
 
 
 def ingest_settings(cohort_file: Path | None) -> "IngestSettings":

@@ -18,8 +18,8 @@ from storage.errors import StorageError
 COHORT = "synthetic-demo"
 ANATOMIES = {"chest": 0.10, "abdomen": 0.25}
 """Dose of the low-dose series of each, as a fraction of the full dose."""
-SCANS = {"chest": Scan(photons=4e4), "abdomen": Scan(photons=8e4)}
-"""Tube current follows the anatomy; the noise added is about 55 HU and 35 HU at the centre."""
+SCANS = {"chest": Scan(photons=6e4), "abdomen": Scan(photons=2e5)}
+"""Tube current follows the anatomy; the noise added is about 50 HU and 40 HU at the centre."""
 PATIENTS = 10
 SLICES = 16
 SIZE = 128

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from flows import places
 from flows.settings import EvaluateSettings, Settings
-from hqinet import gate, report
+from hqinet import comparison, gate, report
 from hqinet.devices import pick_device
 from hqinet.evaluation import PatientResult, evaluate_patient
 from hqinet.export import load_exported
@@ -126,10 +126,16 @@ def champion_table(
 
 def evaluated(version: ModelVersion, commit: int, split: str) -> pd.DataFrame | None:
     """The per-patient table of an evaluation made before; None where there was none."""
+    summary = evaluation_summary(version.run, commit, split)
+    return None if summary is None else pd.DataFrame(summary["patients"])
+
+
+def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | None:
+    """The `summary.json` of an evaluation made before; None where there was none."""
     with tempfile.TemporaryDirectory(dir=places.scratch()) as folder:
-        artifact = f"{_artifact(commit, split)}/per_patient.csv"
-        path = places.registry().fetch(version.run, artifact, Path(folder))
-        return None if path is None else pd.read_csv(path)
+        artifact = f"{_artifact(commit, split)}/summary.json"
+        path = places.registry().fetch(run, artifact, Path(folder))
+        return None if path is None else json.loads(path.read_text())
 
 
 def lineage(version: ModelVersion) -> dict[str, str]:
@@ -226,3 +232,23 @@ def _markdown(patients: pd.DataFrame) -> str:
         for (patient, anatomy), row in wide.iterrows()
     ]
     return "\n".join(lines)
+
+
+def compare(left: str, right: str, commit: int | None = None, split: str = "test") -> Path:
+    """Set the reports of two MLflow runs on one commit side by side; returns the page.
+
+    Raises EvaluationError where one of them was not evaluated there.
+    """
+    number = places.dataset().snapshot(commit).commit
+    summaries = []
+    for run in (left, right):
+        summary = evaluation_summary(run, number, split)
+        if summary is None:
+            raise EvaluationError(
+                f"run {run} has no report on the {split} split of commit {number}; "
+                "`hqinet models` lists runs, `hqinet evaluate` writes their reports"
+            )
+        summaries.append(summary)
+    folder = Settings().reports / f"compare-{left[:8]}-{right[:8]}-commit-{number}-{split}"
+    comparison.write(*summaries, folder)
+    return folder / "comparison.html"

@@ -54,4 +54,4 @@ def save_curves(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def _grey(hu: np.ndarray, anatomy: str) -> np.ndarray:
-    return window(torch.from_numpy(np.asarray(hu, np.float32)), window_of(anatomy)).numpy() * 255
+    return window(torch.from_numpy(np.array(hu, np.float32)), window_of(anatomy)).numpy() * 255

@@ -7,7 +7,6 @@ A report is a folder: `per_slice.parquet`, `per_patient.csv`, `summary.json` (do
 import base64
 import json
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,8 @@ def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: dict[str, Any]) -> str:
+def page_template(name: str) -> jinja2.Template:
+    """A page's template; what is not defined is an error, what is text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hqinet", "."),
         autoescape=True,
@@ -107,7 +107,11 @@ def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: dict[str, Any
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(name)
+
+
+def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: dict[str, Any]) -> str:
+    return page_template("report.html.j2").render(
         provenance=evaluation.provenance,
         verdict=summary["verdict"],
         paper=PAPER,
@@ -120,7 +124,6 @@ def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: dict[str, Any
         distributions=distributions(patients),
         noise_power=noise_power(evaluation.patients),
         viewer=json.dumps(_viewer(evaluation)),
-        script=resources.files("hqinet").joinpath("report.js").read_text(encoding="utf-8"),
     )
 
 

@@ -68,7 +68,7 @@ def add_noise(sinogram: Tensor, *, dose: float, scan: Scan, generator: torch.Gen
 
 
 def reconstruct(sinogram: Tensor, angles: Tensor, pixel: float) -> Tensor:
-    """Filtered back-projection (ramp with a Hann window) of (n, views, s): (n, s, s) in 1/mm."""
+    """Filtered back-projection (ramp with a cosine window) of (n, views, s): (n, s, s) in 1/mm."""
     filtered = _ramp(sinogram) / pixel
     n, _, size = sinogram.shape
     axis = (torch.arange(size) + 0.5) * (2 / size) - 1
@@ -90,6 +90,6 @@ def _ramp(sinogram: Tensor) -> Tensor:
     kernel[size] = 0.25
     response = torch.fft.rfft(torch.fft.ifftshift(kernel)).real
     frequency = torch.fft.rfftfreq(length)
-    window = 0.5 * (1 + torch.cos(2 * pi * frequency))
+    window = torch.cos(pi * frequency)
     spectrum = torch.fft.rfft(sinogram, n=length) * (response * window)
     return torch.fft.irfft(spectrum, n=length)[..., :size]

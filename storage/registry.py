@@ -116,8 +116,11 @@ class Registry:
     def fetch(self, run: str, path: str, into: Path) -> Path | None:
         """Bring an artifact of a run to local disk; None where the run has none of that name."""
         parent = path.rpartition("/")[0] or None
-        if path not in (entry.path for entry in self._client.list_artifacts(run, parent)):
-            return None
+        try:
+            if path not in (entry.path for entry in self._client.list_artifacts(run, parent)):
+                return None
+        except MlflowException:
+            raise RegistryError(f"no run {run!r}; `hqinet models` lists runs by version") from None
         into.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run, path, str(into)))
 

@@ -4,13 +4,14 @@ import json
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from flows import places
-from flows.evaluate import evaluate
+from flows.evaluate import EvaluationError, compare, evaluate, evaluation_summary
 from flows.ingest import ingest
 from flows.promote import PromotionError, promote, rollback_promotion
 from storage.registry import DatasetInputs
@@ -159,3 +160,18 @@ def test_an_alias_that_a_killed_promotion_did_not_move_is_moved_by_the_next(cham
 def test_the_champion_is_no_challenger(champion):
     with pytest.raises(PromotionError, match="champion already"):
         promote(places.registry().champion().version)
+
+
+def test_two_reports_stand_side_by_side(champion):
+    registry = places.registry()
+    version = register(0.25)
+    evaluate(str(version))
+    runs = [registry.version(number).run for number in (champion, version)]
+    page = compare(*runs)
+    tests = pd.read_csv(page.with_name("comparison.csv")).set_index(["anatomy", "metric"])
+    tables = [pd.DataFrame(evaluation_summary(run, 1, "test")["patients"]) for run in runs]
+    means = [t[t["image"] == "restored"]["psnr"].mean() for t in tables]
+    assert tests.loc[("all", "psnr"), "mean"] == pytest.approx(means[1] - means[0], abs=1e-6)
+    assert f"model {version}" in page.read_text()
+    with pytest.raises(EvaluationError, match="validation split"):
+        compare(*runs, split="validation")

@@ -1,5 +1,5 @@
 "use strict";
-// The viewer and the sortable tables of the report; plain, so that it runs from a file for years.
+// The viewer of the report; plain, so that it runs from a file for years.
 const DATA = JSON.parse(document.getElementById("viewer-data").textContent);
 const $ = (id) => document.getElementById(id);
 const VIEWS = ["low", "restored", "full", "difference"];
@@ -152,24 +152,6 @@ function onKey(e) {
   e.preventDefault();
 }
 
-function sortable(table) {
-  table.querySelectorAll("th").forEach((head, column) => {
-    head.addEventListener("click", () => {
-      const falling = head.dataset.order === "up";
-      table.querySelectorAll("th").forEach((other) => delete other.dataset.order);
-      head.dataset.order = falling ? "down" : "up";
-      const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-      const body = table.tBodies[0];
-      const compare = (a, b) => {
-        const [x, y] = [key(a), key(b)];
-        const order = Number.isNaN(Number(x)) || Number.isNaN(Number(y)) ? x.localeCompare(y) : x - y;
-        return falling ? -order : order;
-      };
-      body.append(...[...body.rows].sort(compare));
-    });
-  });
-}
-
 DATA.patients.forEach((p, index) => $("patient").add(new Option(p.patient, index)));
 $("patient").addEventListener("change", (e) => setPatient(Number(e.target.value)));
 $("slice").addEventListener("input", (e) => setSlice(Number(e.target.value)));
@@ -192,5 +174,4 @@ for (const label of ["best", "median", "worst"]) {
 VIEWS.forEach((name) => dragWindow($("view-" + name)));
 dragSwipe($("view-swipe"));
 document.addEventListener("keydown", onKey);
-document.querySelectorAll("table.sortable").forEach(sortable);
 setPatient(0);

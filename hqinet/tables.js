@@ -1,0 +1,21 @@
+"use strict";
+// Tables that sort by a click on a column's head.
+function sortable(table) {
+  table.querySelectorAll("th").forEach((head, column) => {
+    head.addEventListener("click", () => {
+      const falling = head.dataset.order === "up";
+      table.querySelectorAll("th").forEach((other) => delete other.dataset.order);
+      head.dataset.order = falling ? "down" : "up";
+      const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+      const body = table.tBodies[0];
+      const compare = (a, b) => {
+        const [x, y] = [key(a), key(b)];
+        const order = Number.isNaN(Number(x)) || Number.isNaN(Number(y)) ? x.localeCompare(y) : x - y;
+        return falling ? -order : order;
+      };
+      body.append(...[...body.rows].sort(compare));
+    });
+  });
+}
+
+document.querySelectorAll("table.sortable").forEach(sortable);
