@@ -10,7 +10,7 @@ from pathlib import Path
 from storage import volumes
 from storage.catalog import Row
 from storage.dicom import SliceReader
-from storage.location import Location
+from storage.location import Location, storage_errors
 from storage.pairing import Pair, Refusal
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
@@ -171,7 +171,8 @@ class Memory:
 
     def remember(self, row: Row) -> None:
         """Keep the row of a conversion; whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f"{row.fingerprint}.{os.getpid()}.draft"
-        draft.write_text(json.dumps(asdict(row)), "utf-8")
-        draft.replace(self._folder / f"{row.fingerprint}.json")
+        with storage_errors(str(self._folder)):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = self._folder / f"{row.fingerprint}.{uuid.uuid4().hex}.draft"
+            draft.write_text(json.dumps(asdict(row)), "utf-8")
+            draft.replace(self._folder / f"{row.fingerprint}.json")

@@ -79,7 +79,10 @@ def _plainly(error: Exception) -> str:
         ("No space left|os error 28|Disk quota|os error 122", "the disk is full: free space"),
         ("File too large|os error 27", "a file is larger than this disk or its limit allows"),
         ("Read-only file system|os error 30", "the target is read-only: choose another"),
-        ("Permission denied|os error 13|AccessDenied|403", "access is denied: check the rights"),
+        (
+            "Permission denied|not permitted|os error 13|AccessDenied|403",
+            "access is denied: check the rights",
+        ),
         ("Not a directory|os error 20|File exists", "a file stands where a folder is needed"),
         ("NoSuchBucket", "the bucket does not exist: make it first"),
     )

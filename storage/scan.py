@@ -5,6 +5,7 @@ What is remembered holds no name, UID or path, only digests of them (keyed when 
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Any
 from storage.cohort import CohortRules, Role
 from storage.errors import SourceError
 from storage.headers import Frame, Record, read_record
+from storage.location import storage_errors
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code
 
@@ -141,12 +143,14 @@ class _Memory:
 
     def save(self, records: Iterable[Record]) -> None:
         """Remember these records and no others; whole or not at all."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._file.with_suffix(f".{os.getpid()}.draft")
-        with draft.open("w", encoding="utf-8") as out:
-            for record in records:
-                out.write(json.dumps([self._names.digest(record.path), *_values(record)]) + "\n")
-        draft.replace(self._file)
+        with storage_errors(str(self._file.parent)):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._file.with_suffix(f".{uuid.uuid4().hex}.draft")
+            with draft.open("w", encoding="utf-8") as out:
+                for record in records:
+                    known = [self._names.digest(record.path), *_values(record)]
+                    out.write(json.dumps(known) + "\n")
+            draft.replace(self._file)
 
 
 _PLAIN = [f.name for f in fields(Record) if f.name not in ("path", "frames")]
