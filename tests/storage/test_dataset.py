@@ -1,19 +1,12 @@
 """The same dataset in a folder and on an S3 server: commits, races, history, upkeep."""
 
 import pickle
-import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import numpy as np
 import obstore
 import pytest
@@ -22,30 +15,6 @@ from storage import upkeep, volumes
 from storage.catalog import Row
 from storage.dataset import Dataset
 from storage.errors import Conflict, DatasetError, StorageError
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[dict[str, str]]:
-    """Options of a real S3 server on loopback with a bucket."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # A process of its own: a thread would wait for the lock that the client's call holds.
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        options = {
-            "aws_endpoint": f"http://127.0.0.1:{port}",
-            "aws_access_key_id": "key",
-            "aws_secret_access_key": "secret",
-            "aws_region": "us-east-1",
-        }
-        for _ in range(150):
-            with suppress(httpx.TransportError):
-                httpx.put(f"{options['aws_endpoint']}/ct-data").raise_for_status()
-                break
-            time.sleep(0.2)
-        yield options
-        server.terminate()
 
 
 @pytest.fixture(params=["folder", "s3"])
