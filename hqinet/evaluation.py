@@ -1,7 +1,11 @@
 """One patient judged: restored slice by slice, measured, and the slices worth looking at kept."""
 
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from torch import Tensor
 from hqinet.inference import HUModel, restore
 from hqinet.metrics import measure
 from hqinet.sampling import VolumePair
-from hqinet.scene import set_scene
+from hqinet.scene import Scene, set_scene
 from hqinet.spectrum import NoisePower, NoisePowerMeter
 from hqinet.viewing import View, choose_slices, keep_views
 
@@ -52,19 +56,25 @@ def evaluate_patient(
     """
     rows: list[pd.DataFrame] = []
     meters = {name: NoisePowerMeter(pair.matrix, spacing) for name in ("low", "restored")}
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, threads(device) as pool:
         kept = np.lib.format.open_memmap(
             Path(folder) / "restored.npy", mode="w+", dtype=np.int16, shape=tuple(pair.low.shape)
         )
         for start, restored in restore(model, pair.low, device=device, batch=batch):
             stop = start + len(restored)
-            low, full = (_load(stack[start:stop], device) for stack in (pair.low, pair.full))
-            scene = set_scene(full, low, pair.anatomy)
-            for name, image in (("low", low), ("restored", torch.as_tensor(restored).to(low))):
-                meters[name].add(image - full, scene.body)
-                values = {key: value.numpy() for key, value in measure(image, scene).items()}
-                rows.append(_frame(pair, name, start, values))
-            kept[start:stop] = np.rint(np.clip(np.asarray(restored), -32768, 32767))
+            kept[start:stop] = np.rint(np.clip(restored, -32768, 32767))
+            low, full, image = (
+                torch.from_numpy(np.ascontiguousarray(slices)).to(device).float()
+                for slices in (pair.low[start:stop], pair.full[start:stop], restored)
+            )
+            measured = pool.map(
+                partial(_measure_slices, pair.anatomy), *(_pieces(x) for x in (full, low, image))
+            )
+            for scene, images in measured:
+                for name, (shown, values) in images.items():
+                    meters[name].add(shown - scene.full, scene.regions["body"])
+                    rows.append(_frame(pair, name, start, values))
+                start += len(scene.full)
         per_slice = pd.concat(rows, ignore_index=True)
         quality = per_slice[per_slice["image"] == "restored"][CHOSEN_BY].to_numpy()
         labels = choose_slices(quality)
@@ -73,8 +83,32 @@ def evaluate_patient(
     return PatientResult(pair.patient, pair.anatomy, per_slice, noise, views)
 
 
-def _load(slices: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(slices)).to(device).float()
+def _measure_slices(
+    anatomy: str, full: Tensor, low: Tensor, restored: Tensor
+) -> tuple[Scene, dict[str, tuple[Tensor, dict[str, np.ndarray]]]]:
+    scene = set_scene(full, low, anatomy)
+    images = {"low": low, "restored": restored}
+    return scene, {
+        name: (image, {key: value.numpy() for key, value in measure(image, scene).items()})
+        for name, image in images.items()
+    }
+
+
+def _pieces(slices: Tensor) -> Sequence[Tensor]:
+    """Single slices on the CPU, where one fits a core's cache; all at once on a GPU."""
+    return slices.split(1) if slices.device.type == "cpu" else [slices]
+
+
+@contextmanager
+def threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """A slice a thread on the CPU, torch itself single-threaded in each; one thread for a GPU."""
+    count = torch.get_num_threads() if device.type == "cpu" else 1
+    single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None
+    with ThreadPoolExecutor(count, initializer=single) as pool:
+        yield pool
+    if single:
+        # Setting it in a thread sets the default of threads to come, too.
+        torch.set_num_threads(count)
 
 
 def _frame(pair: VolumePair, image: str, start: int, values: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -34,19 +34,33 @@ class Comparison:
         return self.image - self.scene.full
 
     @cached_property
-    def windowed(self) -> tuple[Tensor, Tensor]:
-        """Image and reference as displayed, 0..1."""
-        return window(self.image, self.scene.window), window(self.scene.full, self.scene.window)
+    def held_error(self) -> Tensor:
+        """Image less reference, both held to -1024..1900 HU as the benchmark does."""
+        return self.image.clamp(-1024, 1900) - self.scene.full.clamp(-1024, 1900)
 
     @cached_property
-    def window_error(self) -> Tensor:
+    def shown(self) -> Tensor:
+        """The image as displayed, 0..1."""
+        return window(self.image, self.scene.window)
+
+    @cached_property
+    def shown_error(self) -> Tensor:
         """Image less reference as displayed."""
-        return self.windowed[0] - self.windowed[1]
+        return self.shown - self.scene.shown
+
+    @cached_property
+    def removed(self) -> Tensor:
+        """Low dose less image, HU."""
+        return self.scene.low - self.image
 
     @cached_property
     def ssim(self) -> Tensor:
         """Map of structural similarity as displayed, (n, rows - 6, columns - 6)."""
-        return ssim_map(*self.windowed)
+        return ssim_map(self.shown, self.scene.shown)
+
+    def mean(self, x: Tensor, region: str) -> Tensor:
+        """Mean of a map over a region: (n,); NaN where the region is empty."""
+        return _dot(x, self.scene.weights[region])
 
 
 @dataclass(frozen=True)
@@ -72,15 +86,14 @@ def l1(c: Comparison) -> Tensor:
 
 def nmse(c: Comparison) -> Tensor:
     """Squared error over the reference's energy, over the paper's range; NaN for an empty slice."""
-    error = normalise(c.image) - normalise(c.scene.full)
-    return _ratio(error.square().sum((1, 2)), normalise(c.scene.full).square().sum((1, 2)))
+    full = c.scene.full + 1024
+    return _ratio(_dot(c.error, c.error), _dot(full, full))
 
 
 def psnr(c: Comparison) -> Tensor:
     """10 log10(MAX^2 / MSE) in dB, MAX the reference slice's maximum (Eq. 5, slip mended)."""
-    error = normalise(c.image) - normalise(c.scene.full)
-    peak = normalise(c.scene.full).amax((1, 2))
-    return 10 * torch.log10(_ratio(peak.square(), error.square().mean((1, 2)), zero=torch.inf))
+    peak = c.scene.full.amax((1, 2)) + 1024
+    return _decibel(peak.square(), _mean_square(c.error))
 
 
 def mutual_information(c: Comparison) -> Tensor:
@@ -97,28 +110,22 @@ def mutual_information(c: Comparison) -> Tensor:
 
 def rmse(c: Comparison) -> Tensor:
     """Root mean squared error in HU, both held to -1024..1900 HU as the benchmark does."""
-    error = c.image.clamp(-1024, 1900) - c.scene.full.clamp(-1024, 1900)
-    return error.square().mean((1, 2)).sqrt()
+    return _mean_square(c.held_error).sqrt()
 
 
 def rmse_body(c: Comparison) -> Tensor:
     """Root mean squared error in HU inside the body; NaN without body."""
-    error = c.image.clamp(-1024, 1900) - c.scene.full.clamp(-1024, 1900)
-    return _masked_mean(error.square(), c.scene.body).sqrt()
+    return c.mean(c.held_error.square(), "body").sqrt()
 
 
 def psnr_window(c: Comparison) -> Tensor:
     """PSNR in dB inside the anatomy's display window, data range 1."""
-    error = c.window_error
-    mse = error.square().mean((1, 2))
-    return 10 * torch.log10(_ratio(torch.ones_like(mse), mse, zero=torch.inf))
+    return _decibel(1, _mean_square(c.shown_error))
 
 
 def psnr_window_body(c: Comparison) -> Tensor:
     """PSNR in dB inside the display window and inside the body; NaN without body."""
-    error = c.window_error
-    mse = _masked_mean(error.square(), c.scene.body)
-    return 10 * torch.log10(_ratio(torch.ones_like(mse), mse, zero=torch.inf))
+    return _decibel(1, c.mean(c.shown_error.square(), "body"))
 
 
 def ssim_window(c: Comparison) -> Tensor:
@@ -129,20 +136,19 @@ def ssim_window(c: Comparison) -> Tensor:
 def ssim_window_body(c: Comparison) -> Tensor:
     """Structural similarity inside the display window, averaged inside the body."""
     border = SSIM_SIZE // 2
-    body = c.scene.body[:, border:-border, border:-border]
-    return _masked_mean(c.ssim, body)
+    weights = c.scene.weights["body"][:, border:-border, border:-border]
+    return _ratio((c.ssim * weights).sum((1, 2)), weights.sum((1, 2)))
 
 
 def tissue_bias(c: Comparison, *, tissue: str) -> Tensor:
     """Mean difference from the reference in HU inside a tissue; NaN where there is none."""
-    return _masked_mean(c.error, c.scene.tissues[tissue])
+    return c.mean(c.error, tissue)
 
 
 def tissue_sd(c: Comparison, *, tissue: str) -> Tensor:
     """Standard deviation in HU of the difference from the reference inside a tissue."""
-    error, mask = c.error, c.scene.tissues[tissue]
-    mean = _masked_mean(error, mask)
-    return _masked_mean((error - mean[:, None, None]).square(), mask).sqrt()
+    bias = c.mean(c.error, tissue)
+    return c.mean((c.error - bias[:, None, None]).square(), tissue).sqrt()
 
 
 def noise_removed(c: Comparison) -> Tensor:
@@ -150,8 +156,8 @@ def noise_removed(c: Comparison) -> Tensor:
 
     1 - |image - full|^2 / |low - full|^2; NaN where the low-dose slice equals the reference.
     """
-    left = _masked_mean(c.error.square(), c.scene.body)
-    return 1 - _ratio(left, _masked_mean((c.scene.low - c.scene.full).square(), c.scene.body))
+    left = c.mean(c.error.square(), "body")
+    return 1 - _ratio(left, c.mean(c.scene.noise.square(), "body"))
 
 
 def noise_likeness(c: Comparison) -> Tensor:
@@ -159,13 +165,9 @@ def noise_likeness(c: Comparison) -> Tensor:
 
     Below one, structure was removed with the noise or noise was left.
     """
-    removed, noise = c.scene.low - c.image, c.scene.low - c.scene.full
-    removed = removed - _masked_mean(removed, c.scene.body)[:, None, None]
-    noise = noise - _masked_mean(noise, c.scene.body)[:, None, None]
-    spread = _masked_mean(removed.square(), c.scene.body) * _masked_mean(
-        noise.square(), c.scene.body
-    )
-    return _ratio(_masked_mean(removed * noise, c.scene.body), spread.sqrt())
+    removed, noise = (x - c.mean(x, "body")[:, None, None] for x in (c.removed, c.scene.noise))
+    spread = c.mean(removed.square(), "body") * c.mean(noise.square(), "body")
+    return _ratio(c.mean(removed * noise, "body"), spread.sqrt())
 
 
 def edge_sharpness(c: Comparison) -> Tensor:
@@ -173,10 +175,8 @@ def edge_sharpness(c: Comparison) -> Tensor:
 
     Sum of grad(image).grad(full) over |grad(full)|^2, on the 5 % steepest pixels of the reference.
     """
-    slope = gradient(c.scene.full)
-    kept = (gradient(c.image) * slope).sum(1)
-    whole = slope.square().sum(1)
-    return _ratio(_masked_mean(kept, c.scene.edges), _masked_mean(whole, c.scene.edges))
+    kept = (gradient(c.image) * c.scene.slope).sum(1)
+    return _ratio(c.mean(kept, "edges"), c.mean(c.scene.slope.square().sum(1), "edges"))
 
 
 METRICS: dict[str, Metric] = {
@@ -225,11 +225,19 @@ def _entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).flatten(1).sum(1)
 
 
-def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the mask's pixels of each slice; NaN where the mask is empty."""
-    return torch.where(mask, x, 0).sum((1, 2)) / mask.sum((1, 2))
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
 
 
-def _ratio(above: Tensor, below: Tensor, zero: float = torch.nan) -> Tensor:
-    """Quotient, with `zero` wherever the divisor is zero."""
-    return torch.where(below > 0, above / below, zero)
+def _mean_square(x: Tensor) -> Tensor:
+    return _dot(x, x) / x[0].numel()
+
+
+def _decibel(signal: Tensor | int, noise: Tensor) -> Tensor:
+    """10 log10 of a power ratio; +inf where there is no noise."""
+    return torch.where(noise == 0, torch.inf, 10 * torch.log10(signal / noise))
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Quotient; NaN wherever the divisor is zero."""
+    return torch.where(below > 0, above / below, torch.nan)

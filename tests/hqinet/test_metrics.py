@@ -65,7 +65,7 @@ def test_windowed_metrics_match_scikit_image(pair, restored, anatomy):
         )
         mean, full = structural_similarity(y, x, data_range=1.0, full=True)
         assert values["ssim_window"][index] == pytest.approx(mean, abs=1e-4)
-        inside = scene.body[index].numpy()[3:-3, 3:-3]
+        inside = scene.regions["body"][index].numpy()[3:-3, 3:-3]
         assert values["ssim_window_body"][index] == pytest.approx(
             full[3:-3, 3:-3][inside].mean(), abs=1e-4
         )
@@ -88,8 +88,8 @@ def test_bias_and_sd_of_each_tissue(pair):
     offsets = {"lung": 20.0, "fat": -15.0, "soft": 5.0, "bone": -40.0}
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(2)) * 7
     for tissue, offset in offsets.items():
-        assert scene.tissues[tissue].any()
-        image = torch.where(scene.tissues[tissue], scene.full + offset + noise, image)
+        assert scene.regions[tissue].any()
+        image = torch.where(scene.regions[tissue], scene.full + offset + noise, image)
     values = measure(image, scene)
     for tissue, offset in offsets.items():
         assert values[f"bias_{tissue}"].numpy() == pytest.approx(offset, abs=2.0)
