@@ -104,11 +104,12 @@ def fit(job: Job, processes: int) -> None:
     """Train, from the checkpoint if there is one: a retry of this task goes on, not back."""
     artifact = create_progress_artifact(progress=0.0, key="training", description=f"run {job.run}")
     try:
-        if processes == 1:
-            with Display(artifact) as display:
-                training_job.run(job, display)
-        else:
-            fit_distributed(job, processes, artifact)
+        with places.registry().watch_system(job.run):
+            if processes == 1:
+                with Display(artifact) as display:
+                    training_job.run(job, display)
+            else:
+                fit_distributed(job, processes, artifact)
     except KeyboardInterrupt:
         places.registry().finish(job.run, "KILLED")
         raise

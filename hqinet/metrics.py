@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqinet.scene import TISSUES, Scene, box_mean, gradient, window
+from hqinet.scene import BINS, TISSUES, Scene, box_mean, gradient, grey_levels, window
 
 SSIM_SIZE = 7
 
@@ -98,12 +98,9 @@ def psnr(c: Comparison) -> Tensor:
 
 def mutual_information(c: Comparison) -> Tensor:
     """Mutual information in nats over a 256 x 256 histogram of [0, 1]."""
-    bins = 256
-    a, b = (
-        (normalise(x) * bins).int().clamp(0, bins - 1).flatten(1) for x in (c.image, c.scene.full)
-    )
-    joint = [torch.bincount(pair, minlength=bins * bins) for pair in a * bins + b]
-    p = torch.stack(joint).reshape(-1, bins, bins) / a.shape[1]
+    codes = grey_levels(c.image) * BINS + c.scene.codes
+    joint = torch.stack([torch.bincount(row, minlength=BINS * BINS) for row in codes.flatten(1)])
+    p = joint.reshape(-1, BINS, BINS) / codes[0].numel()
     shared = _entropy(p.sum(2)) + _entropy(p.sum(1)) - _entropy(p)
     return torch.where(c.error.isnan().any(2).any(1), torch.nan, shared)
 
@@ -210,15 +207,17 @@ def measure(image: Tensor, scene: Scene) -> dict[str, Tensor]:
 
 
 def ssim_map(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity of `x` and `y` (n, rows, columns), data range 1, border left out."""
+    """Structural similarity of `x` and `y` (n, rows, columns), data range 1, border left out.
+
+    Only the sum of the two variances enters, so one window of x^2 + y^2 serves for both.
+    """
     mean_x, mean_y = box_mean(x, SSIM_SIZE), box_mean(y, SSIM_SIZE)
+    product, power = mean_x * mean_y, mean_x.square().addcmul_(mean_y, mean_y)
     unbiased = SSIM_SIZE**2 / (SSIM_SIZE**2 - 1)
-    var_x = unbiased * (box_mean(x * x, SSIM_SIZE) - mean_x * mean_x)
-    var_y = unbiased * (box_mean(y * y, SSIM_SIZE) - mean_y * mean_y)
-    covariance = unbiased * (box_mean(x * y, SSIM_SIZE) - mean_x * mean_y)
+    covariance = unbiased * (box_mean(x * y, SSIM_SIZE) - product)
+    variances = unbiased * (box_mean((x * x).addcmul_(y, y), SSIM_SIZE) - power)
     c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
+    return (2 * product + c1) * (2 * covariance + c2) / ((power + c1) * (variances + c2))
 
 
 def _entropy(p: Tensor) -> Tensor:

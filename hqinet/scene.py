@@ -20,6 +20,8 @@ TISSUES: dict[str, tuple[float, float]] = {
 
 
 LARGE_MATRIX = 256
+BINS = 256
+"""Of a histogram of grey levels."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,15 @@ def window(hu: Tensor, shown: Window) -> Tensor:
 class Scene:
     """Slices of one patient with all that a metric may need; every tensor is (n, rows, columns).
 
-    full, low: float32 HU. regions: for "body" and each name in TISSUES and "edges" (the steepest
-    pixels of the reference inside the body), bool.
+    full, low: float32 HU. slope: the reference's gradient, HU a pixel, (n, 2, rows, columns).
+    regions: bool for "body", each name in TISSUES, and "edges" (the steepest pixels of the
+    reference inside the body).
     """
 
     full: Tensor
     low: Tensor
     window: Window
+    slope: Tensor
     regions: dict[str, Tensor]
 
     @cached_property
@@ -80,16 +84,21 @@ class Scene:
         return window(self.full, self.window)
 
     @cached_property
-    def slope(self) -> Tensor:
-        """The reference's gradient, HU a pixel: (n, 2, rows, columns)."""
-        return gradient(self.full)
+    def codes(self) -> Tensor:
+        """The reference's grey levels for histograms."""
+        return grey_levels(self.full)
 
 
 def set_scene(full: Tensor, low: Tensor, anatomy: str) -> Scene:
     """Prepare the slices `full` and `low`, (n, rows, columns) float32 HU, for measuring."""
-    body = find_body(full)
-    regions = {"body": body, **find_tissues(full), "edges": find_edges(full, body)}
-    return Scene(full, low, window_of(anatomy), regions)
+    return scene_of_body(full, low, anatomy, find_body(full))
+
+
+def scene_of_body(full: Tensor, low: Tensor, anatomy: str, body: Tensor) -> Scene:
+    """Like `set_scene`, with the body known."""
+    slope = gradient(full)
+    regions = {"body": body, **find_tissues(full), "edges": find_edges(slope, body)}
+    return Scene(full, low, window_of(anatomy), slope, regions)
 
 
 def find_body(full: Tensor) -> Tensor:
@@ -147,12 +156,17 @@ def box_fold(x: Tensor, size: int, fold: Callable[[Tensor, Tensor], Tensor]) -> 
     return x
 
 
-def find_edges(full: Tensor, body: Tensor, share: float = 0.05) -> Tensor:
-    """The `share` of the body's pixels where the reference is steepest."""
-    steepness = gradient(full).square().sum(1)
+def grey_levels(hu: Tensor) -> Tensor:
+    """Index of the histogram bin of each pixel: BINS equal bins over -1024..3071 HU, int32."""
+    return ((hu + 1024) * (BINS / 4095)).int().clamp_(0, BINS - 1)
+
+
+def find_edges(slope: Tensor, body: Tensor, share: float = 0.05) -> Tensor:
+    """The `share` of the body's pixels where the gradient is steepest, ranked by every fourth."""
+    steepness = slope.square().sum(1)
     edges = torch.zeros_like(body)
     for slice_, inside, chosen in zip(steepness, body, edges, strict=True):
-        values = slice_[inside]
+        values = slice_[inside][::4]
         if values.numel():
             rank = max(1, round(values.numel() * (1 - share)))
             chosen |= inside & (slice_ >= values.kthvalue(rank).values)

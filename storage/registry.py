@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
@@ -14,6 +15,7 @@ from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
 from storage.errors import StorageError
@@ -105,6 +107,16 @@ class Registry:
         ]
         for start in range(0, len(metrics), 1000):
             self._client.log_batch(run, metrics=metrics[start : start + 1000])
+
+    @contextmanager
+    def watch_system(self, run: str) -> Iterator[None]:
+        """Log use of CPU, memory, disk and GPU to the run meanwhile."""
+        monitor = SystemMetricsMonitor(run, resume_logging=True)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_file(self, run: str, path: Path, folder: str = "") -> None:
         """Store a file, or all that a folder holds, with the run."""
