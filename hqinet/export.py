@@ -1,12 +1,15 @@
 """The trained network as one file that runs without this project and without pickle."""
 
+import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.passes import move_to_device_pass
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hqinet.blocks import ConvNorm
 from hqinet.inference import HUModel, Restorer
 
 SMALLEST_SIDE = 48
@@ -21,29 +24,36 @@ def example_windows() -> Tensor:
     return 40 + 20 * torch.randn(2, 3, 48, 72, generator=generator)
 
 
+def deployable(network: nn.Module) -> Restorer:
+    """Return a copy of the network that is quickest to run, from HU to HU, on the CPU.
+
+    In evaluation mode, with each batch norm folded into the convolution before it and weights
+    stored channels last; equal to `Restorer(network)` in evaluation mode up to rounding.
+    """
+    network = copy.deepcopy(network).cpu().eval()
+    for module in network.modules():
+        if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return Restorer(network.to(memory_format=torch.channels_last)).eval()
+
+
 def export(network: nn.Module) -> ExportedProgram:
-    """Return the network as a program from HU to HU, noise estimate and padding inside.
+    """Return the deployable network as a program, noise estimate and padding inside.
 
     Takes `(n, 3, h, w)` float32 HU, returns `(n, 1, h, w)` float32 HU, for any n from 1, and h
-    and w from 48. Traced on the CPU in evaluation mode; `network` is left as it was. The result
-    is saved and loaded with `torch.export.save` and `torch.export.load` alone.
+    and w from 48. Traced on the CPU; `network` is left as it was. The result is saved and loaded
+    with `torch.export.save` and `torch.export.load` alone.
     """
-    restorer = Restorer(network)
-    was_training = network.training
-    device = next(network.parameters()).device
     sizes = {
         0: Dim("n", min=1, max=LARGEST_BATCH),
         2: Dim("h", min=SMALLEST_SIDE, max=LARGEST_SIDE),
         3: Dim("w", min=SMALLEST_SIDE, max=LARGEST_SIDE),
     }
-    try:
-        restorer.eval().cpu()
-        with torch.no_grad():
-            return torch.export.export(
-                restorer, (example_windows(),), dynamic_shapes={"hu": sizes}, strict=False
-            )
-    finally:
-        network.to(device).train(was_training)
+    with torch.no_grad():
+        return torch.export.export(
+            deployable(network), (example_windows(),), dynamic_shapes={"hu": sizes}, strict=False
+        )
 
 
 def load_exported(path: Path, device: torch.device | str = "cpu") -> HUModel:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from hqinet.export import export, load_exported
+from hqinet.export import deployable, export, load_exported
 from hqinet.inference import Restorer
 from hqinet.model import build
 from hqinet.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
@@ -66,6 +66,22 @@ def test_equal_to_the_network_at_any_batch_height_and_width(model: Exported) -> 
         windows = hu(*size)
         with torch.no_grad():
             torch.testing.assert_close(loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
+
+
+def test_deployable_has_no_batch_norm_left_and_equals_the_network() -> None:
+    network = trained("paper")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+    quick = deployable(network)
+    assert network.training
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) > 50
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in quick.modules())
+    windows = hu(2, 57, 70)
+    with torch.no_grad():
+        expected = Restorer(network).eval()(windows)
+        torch.testing.assert_close(quick(windows), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_no_device_is_baked_in(model: Exported) -> None:
