@@ -7,8 +7,9 @@ decided on older rows gets `Conflict`, reads again and decides again. History is
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -111,14 +112,11 @@ class Commit:
 
 def rows_digest(rows: Iterable[Row]) -> str:
     """SHA-256 of the rows that are data (accepted and refused), whatever their order."""
-    lines = []
-    for row in rows:
-        if row.status != "reserved":
-            values = asdict(row)
-            for name in _NOT_IN_DIGEST:
-                del values[name]
-            lines.append(json.dumps(values, sort_keys=True))
+    lines = (json.dumps(_data(row)) for row in rows if row.status != "reserved")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+_data = attrgetter(*(name for name in SCHEMA.names if name not in _NOT_IN_DIGEST))
 
 
 class Catalog:
@@ -160,10 +158,15 @@ class Catalog:
         """
         table = self._table(commit)
         with storage_errors(str(self.location)):
-            content = table.to_pyarrow_table().select(SCHEMA.names).to_pylist()
-        for values in content:
-            values.update({name: tuple(values[name] or ()) for name in _LISTS})
-        rows = (Row(**values) for values in content)
+            content = table.to_pyarrow_table().select(SCHEMA.names)
+        columns = [column.to_pylist() for column in content.columns]
+        for index, name in enumerate(SCHEMA.names):
+            if name in _LISTS:
+                columns[index] = [tuple(value or ()) for value in columns[index]]
+        rows = (
+            Row(**dict(zip(SCHEMA.names, values, strict=True)))
+            for values in zip(*columns, strict=True)
+        )
         return table.version(), sorted(rows, key=lambda r: (r.key, r.cohort))
 
     def commit(self, rows: Iterable[Row], *, parent: int, metadata: Mapping[str, Any]) -> int:
@@ -173,7 +176,9 @@ class Catalog:
             Conflict: another commit came after `parent`.
         """
         table = self._table(parent)
-        content = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+        rows = list(rows)
+        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+        content = pa.Table.from_pydict(columns, schema=SCHEMA)
         try:
             write_deltalake(
                 table,

@@ -125,10 +125,12 @@ class Dataset:
         Raises:
             DatasetError: there is no dataset here, or no such commit.
         """
-        number, rows = self.catalog.read(commit)
-        return Snapshot(
-            self.location, number, number - 1 if number else None, rows_digest(rows), tuple(rows)
-        )
+        return self._snapshot(*self.catalog.read(commit))
+
+    def _snapshot(self, commit: int, rows: Sequence[Row]) -> Snapshot:
+        rows = tuple(sorted(rows, key=lambda row: (row.key, row.cohort)))
+        parent = commit - 1 if commit else None
+        return Snapshot(self.location, commit, parent, rows_digest(rows), rows)
 
     def log(self) -> list[Commit]:
         """All commits, newest first."""
@@ -172,7 +174,7 @@ class Dataset:
                 # Many writers at once must not meet again at the same moment.
                 time.sleep(random.uniform(0, 0.05 * min(attempt + 1, 20)))  # noqa: S311
                 continue
-            return self.snapshot(number)
+            return self._snapshot(number, rows)
         raise Conflict(
             f"{self.location}: {_ATTEMPTS} commits of others came first; run again when it is quiet"
         )
