@@ -1,6 +1,9 @@
 """One Prefect server for all flow tests, a home for each, and a cohort small enough to train on."""
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="hqinet-prefect-")
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
+HQINET = Path(sys.executable).with_name("hqinet")
 Pair = Callable[..., Path]
 
 RECIPE = """
@@ -41,13 +45,52 @@ patch = 32
 """
 
 
+class Command:
+    """Runs `hqinet` with a home of its own, in an empty folder, with an empty user's home."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.home = folder / "home"
+        self.outside = {name: folder / name for name in ("cwd", "user")}
+        for path in self.outside.values():
+            path.mkdir()
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("PREFECT_", "HQINET_", "MLFLOW_", "XDG_"))
+        } | {"HOME": str(self.outside["user"]), **environment}
+
+    def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [HQINET, *map(str, arguments), "--home", self.home],
+            cwd=self.outside["cwd"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    def json(self, *arguments: object, status: int = 0) -> dict:
+        """The object on standard output of a command run with --json."""
+        done = self(*arguments, "--json")
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def hqinet() -> type[Command]:
+    """The command: `hqinet(folder)(arguments)` runs it with a home below that folder."""
+    return Command
+
+
 @pytest.fixture(scope="session", autouse=True)
-def prefect_server() -> Iterator[None]:
-    """An ephemeral Prefect server with a database of its own."""
+def prefect_server() -> Iterator[str]:
+    """The address of a Prefect server with a database of its own."""
+    from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
-        yield
+        yield PREFECT_API_URL.value()
 
 
 @pytest.fixture(scope="module")
