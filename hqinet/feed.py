@@ -6,11 +6,17 @@ the stacks (Zarr) in spawned processes, several crops a decoded window.
 """
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -18,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from hqinet.noise import noise_level
 from hqinet.recipe import HU_OFFSET
@@ -31,6 +36,7 @@ from hqinet.sampling import (
     augmentation,
     window_slices,
 )
+from hqinet.stopping import TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +49,8 @@ MEMORY_SHARE = 0.6
 """Of the free main memory that volumes may take."""
 _SLICES_AT_ONCE = 32
 _READERS = 8
+_BATCHES_AHEAD = 4
+"""For each worker process."""
 
 
 def open_feed(
@@ -166,55 +174,89 @@ class StreamingFeed:
     def __init__(
         self, pairs: Sequence[VolumePair], order: SampleOrder, workers: int | None = None
     ) -> None:
-        self.windows = WindowReader(pairs, order)
-        self.workers = max((os.cpu_count() or 2) - 1, 1) if workers is None else workers
+        self.pairs, self.order = pairs, order
+        self.workers = workers or max((os.cpu_count() or 2) - 1, 1)
 
     def batches(self, spans: Iterable[Span]) -> Iterator[Batch]:
-        """Yield one batch for each span of sample numbers."""
-        yield from DataLoader(
-            self.windows,
-            sampler=list(spans),
-            batch_size=None,
-            num_workers=self.workers,
-            multiprocessing_context="spawn" if self.workers else None,
-            prefetch_factor=4 if self.workers else None,
-            pin_memory=torch.cuda.is_available(),
+        """Yield one batch for each span of sample numbers, reading some ahead."""
+        spans = iter(spans)
+        # Not torch's DataLoader: stopped early, its workers abort and the abort is raised in the
+        # main thread, wherever that is, which may be while a checkpoint is written.
+        pool = ProcessPoolExecutor(
+            self.workers,
+            multiprocessing.get_context("spawn"),
+            _start_reader,
+            (self.pairs, self.order),
         )
+        with pool:
+            try:
+                ahead = deque(
+                    pool.submit(_read_here, span)
+                    for span in islice(spans, _BATCHES_AHEAD * self.workers)
+                )
+                while ahead:
+                    yield Batch(*map(torch.from_numpy, ahead.popleft().result()))
+                    ahead.extend(pool.submit(_read_here, span) for span in islice(spans, 1))
+            except BrokenProcessPool as error:
+                raise TrainingError(
+                    "a process that reads samples was killed, most likely for memory; "
+                    "the last checkpoint continues the run"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
-class WindowReader(Dataset[Batch]):
-    """Reads the batch of a span of sample numbers, decoding each window once."""
+_here: list[tuple[Sequence[VolumePair], SampleOrder]] = []
+"""What a worker process reads from."""
 
-    def __init__(self, pairs: Sequence[VolumePair], order: SampleOrder) -> None:
-        self.pairs, self.order = list(pairs), order
 
-    def __getitem__(self, span: Span) -> Batch:
-        """Return the samples of `span`, a first number and a count."""
-        draws = self.order.draw(*span)
-        low, full, noise = [], [], []
-        windows: tuple[Tensor, Tensor, Tensor] | None = None
-        for i, draw in enumerate(draws):
-            before = draws[i - 1] if i else None
-            if windows is None or before is None or not _same_window(before, draw):
-                windows = self._read(draw)
-            crop = (
-                slice(None),
-                slice(draw.row, draw.row + self.order.crop[0]),
-                slice(draw.column, draw.column + self.order.crop[1]),
-            )
-            low.append(windows[0][crop])
-            full.append(windows[1][crop])
-            noise.append(windows[2])
-        batch = (torch.stack(parts) for parts in (low, full, noise))
-        return Batch(*batch, *augmentation(draws))
+def _start_reader(pairs: Sequence[VolumePair], order: SampleOrder) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _here.append((pairs, order))
 
-    def _read(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
-        pair = self.pairs[draw.pair]
-        low, full = (
-            torch.from_numpy(read_window(stack, draw.middle)) for stack in (pair.low, pair.full)
+
+def _leave_with_parent() -> None:
+    """End this process when its parent is gone: a killed parent cannot tell it to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _read_here(span: Span) -> list[NDArray[Any]]:
+    """Return a batch as arrays: tensors would travel through shared memory files."""
+    return [part.numpy() for part in read_batch(*_here[0], span)]
+
+
+def read_batch(pairs: Sequence[VolumePair], order: SampleOrder, span: Span) -> Batch:
+    """Return the samples of `span` read from the stacks, decoding each window once."""
+    draws = order.draw(*span)
+    rows, columns = order.crop
+    low, full, noise = [], [], []
+    before: Draw | None = None
+    for draw in draws:
+        if before is None or not _same_window(before, draw):
+            window = _window(pairs[draw.pair], draw.middle, order.crop)
+        before = draw
+        crop = (
+            slice(None),
+            slice(draw.row, draw.row + rows),
+            slice(draw.column, draw.column + columns),
         )
-        noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
-        return _filled(low, self.order.crop), _filled(full, self.order.crop), noise
+        low.append(window[0][crop])
+        full.append(window[1][crop])
+        noise.append(window[2])
+    stacked = (torch.stack(parts) for parts in (low, full, noise))
+    return Batch(*stacked, *augmentation(draws))
+
+
+def _window(pair: VolumePair, middle: int, crop: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return both doses of a window, filled to the crop, and the middle slices' noise levels."""
+    low, full = (torch.from_numpy(read_window(stack, middle)) for stack in (pair.low, pair.full))
+    noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
+    return _filled(low, crop), _filled(full, crop), noise
 
 
 def _same_window(one: Draw, other: Draw) -> bool:

@@ -1,6 +1,10 @@
 """Both feeds give the same samples; the place is chosen by memory and said."""
 
 import logging
+import multiprocessing
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,18 @@ import torch
 import zarr
 
 from hqinet import feed
-from hqinet.feed import ResidentFeed, StreamingFeed, choose_place, free_memory, open_feed
+from hqinet.feed import (
+    ResidentFeed,
+    StreamingFeed,
+    choose_place,
+    free_memory,
+    open_feed,
+    read_batch,
+)
 from hqinet.noise import noise_level
 from hqinet.recipe import SamplingRecipe
 from hqinet.sampling import SampleOrder, VolumePair
+from hqinet.stopping import TrainingError
 
 CPU = torch.device("cpu")
 SPANS = [(0, 8), (8, 8), (40, 3)]
@@ -41,7 +53,7 @@ def test_resident_and_streamed_samples_are_equal(patch: int | None, per_slice: i
     of = pairs()
     stream = order(of, patch=patch, patches_per_slice=per_slice)
     resident = list(ResidentFeed(of, stream, CPU).batches(SPANS))
-    streamed = list(StreamingFeed(of, stream, workers=0).batches(SPANS))
+    streamed = [read_batch(of, stream, span) for span in SPANS]
     assert [b.low.shape[0] for b in resident] == [8, 8, 3]
     for one, other in zip(resident, streamed, strict=True):
         for a, b in zip(one, other, strict=True):
@@ -62,6 +74,69 @@ def test_spawned_workers_read_zarr_in_order(tmp_path: Path) -> None:
     streamed = list(StreamingFeed(of, stream, workers=2).batches(SPANS))
     for one, other in zip(streamed, ResidentFeed(of, stream, CPU).batches(SPANS), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+LEFT_OPEN = """
+import sys
+import numpy as np
+from hqinet.feed import StreamingFeed
+from hqinet.recipe import SamplingRecipe
+from hqinet.sampling import SampleOrder, VolumePair
+
+if __name__ == "__main__":
+    stack = np.zeros((4, 32, 32), np.int16)
+    pairs = [VolumePair("P", "chest", stack, stack)]
+    order = SampleOrder(SamplingRecipe(batch=4, patch=16), pairs, 0)
+    batches = StreamingFeed(pairs, order, workers=1).batches((i, 4) for i in range(10**6))
+    next(batches)
+    import multiprocessing
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    if sys.argv[1] == "stop":
+        batches.close()
+        print("closed", flush=True)
+    else:
+        sys.stdin.read()
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_workers_end_with_the_feed_and_with_a_killed_parent(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LEFT_OPEN, encoding="utf-8")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, script, how], text=True, **pipes) as process:
+        worker = int(process.stdout.readline())
+        if how == "stop":
+            assert process.stdout.readline() == "closed\n"
+            assert process.wait(timeout=30) == 0
+            assert process.stderr.read() == ""
+        else:
+            assert is_running(worker)
+            process.kill()
+            process.wait(timeout=30)
+        for _ in range(100):
+            if not is_running(worker):
+                break
+            time.sleep(0.1)
+        assert not is_running(worker)
+
+
+def test_a_killed_worker_is_said_in_one_line() -> None:
+    of = pairs()
+    batches = StreamingFeed(of, order(of), workers=1).batches((i, 4) for i in range(10**6))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(TrainingError, match="reads samples was killed"):
+        list(batches)
 
 
 def test_a_sample_is_the_crop_its_draw_names_with_edge_slices_repeated() -> None:

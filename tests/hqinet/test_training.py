@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hqinet import stepping, training
+from hqinet import feed, stepping, training
 from hqinet.checkpoint import load_checkpoint, load_network
 from hqinet.recipe import Recipe
 from hqinet.sampling import VolumePair
@@ -200,6 +200,17 @@ def test_a_finished_run_is_returned_and_not_trained_again(tmp_path: Path) -> Non
     assert watcher.steps == []
     assert same_weights(first.model, again.model)
     assert again.history == first.history
+
+
+def test_streamed_training_equals_resident_even_when_stopped(
+    tmp_path: Path, uninterrupted: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "free_memory", lambda: 0)
+    with pytest.raises(TrainingInterruptedError):
+        run(tmp_path, recipe(sampling={"micro_batch": 4}), Watcher(step3=terminate))
+    streamed = run(tmp_path, recipe(sampling={"micro_batch": 4}))
+    for a, b in zip(streamed.model.parameters(), uninterrupted.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_sigterm_handler_is_put_back(tmp_path: Path) -> None:
