@@ -9,9 +9,9 @@ from pathlib import Path
 
 from storage import volumes
 from storage.catalog import Row
-from storage.dicom import SliceReader
 from storage.location import Location, storage_errors
 from storage.pairing import Pair, Refusal
+from storage.pixels import SliceReader
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
 

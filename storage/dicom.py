@@ -1,54 +1,21 @@
-"""One series: records -> slices in the order of space, checked -> HU, a slice at a time.
+"""One series: records -> slices in the order of space, checked to be one volume.
 
 File names and InstanceNumber say nothing: slices are ordered by ImagePositionPatient along the
 normal of ImageOrientationPatient (DICOM PS3.3 C.7.6.2), and SliceThickness is not the increment.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydantic import BaseModel, ConfigDict, Field
-from pydicom.dataset import Dataset as Header
-from pydicom.pixels import iter_pixels
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from storage.cohort import Role
-from storage.headers import Frame, Record, Vector, macro
+from storage.frames import Frame, Stored, Vector
+from storage.headers import Record
 from storage.refusals import Code, Refused
-from storage.volumes import AIR
 
 _SHOWN_FILES = 5
-# OverlayBitPosition: an overlay in the high bits of the pixels, as older scanners wrote it.
-_OVERLAYS = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]
-_DECODING = [
-    *_OVERLAYS,
-    "SOPClassUID",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "PixelData",
-]
-_LARGEST = np.iinfo(np.int16).max
 
 
 class Limits(BaseModel):
@@ -81,11 +48,15 @@ class Slice:
     Attributes:
         path: below the delivery; `frame` within the file.
         position: mm along the slice normal.
+        rescale: slope and intercept from stored values to HU.
+        stored: how the file holds its pixels.
     """
 
     path: str
     frame: int
     position: float
+    rescale: Vector
+    stored: Stored
 
 
 @dataclass(frozen=True)
@@ -116,6 +87,9 @@ class Series:
     slices: tuple[Slice, ...]
 
 
+Image = tuple[Record, int, Frame]
+
+
 def order(records: Sequence[Record], limits: Limits) -> Series:
     """Put the images of one series in order and check that they are one volume.
 
@@ -132,9 +106,7 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
     axes = np.array([orientation[:3], orientation[3:], np.cross(orientation[:3], orientation[3:])])
     placed = np.array([frame.position for _, _, frame in images]) @ axes.T
     ranks = np.argsort(placed[:, 2], kind="stable")
-    slices = tuple(
-        Slice(images[i][0].path, images[i][1], round(float(placed[i, 2]), 4)) for i in ranks
-    )
+    slices = tuple(_slice(images[i], float(placed[i, 2])) for i in ranks)
     increment = _increment(slices, limits)
     shift = _shift(placed[ranks], limits)
     first = records[0]
@@ -155,11 +127,15 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
     )
 
 
+def _slice(image: Image, position: float) -> Slice:
+    record, index, frame = image
+    if record.stored is None or frame.rescale is None:
+        raise Refused(Code.NOT_HU, "no way from stored values to HU", (record.path,))
+    return Slice(record.path, index, round(position, 4), frame.rescale, record.stored)
+
+
 def _paths(records: Sequence[Record], code: Code) -> tuple[str, ...]:
     return tuple(r.path for r in records if r.code == code)[:_SHOWN_FILES]
-
-
-Image = tuple[Record, int, Frame]
 
 
 def _check_present(images: Sequence[Image]) -> None:
@@ -283,138 +259,3 @@ def _shift(placed: np.ndarray, limits: Limits) -> Vector:
             f"{limits.position_mm:g} mm",
         )
     return tuple(map(float, median))
-
-
-class SliceReader:
-    """Yields the slices of a series as int16 HU, (rows, columns), and takes note of what it did.
-
-    Attributes:
-        clipped: pixels above the largest HU that int16 holds, set to it.
-        padded: pixels of padding whose value was above air, set to air.
-        rounded: whether HU were not whole numbers and were rounded to the nearest.
-    """
-
-    def __init__(self, root: Path, series: Series) -> None:
-        self._root = root
-        self._series = series
-        self._flat: list[bool] = []
-        self.clipped = 0
-        self.padded = 0
-        self.rounded = False
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Read, one slice in memory at a time.
-
-        Raises:
-            Refused: a file cannot be decoded, or slices between others are of one value.
-        """
-        for path, items in groupby(self._series.slices, key=attrgetter("path")):
-            images = self._read(path, [item.frame for item in items])
-            while (image := self._next(images, path)) is not None:
-                self._flat.append(bool(image.min() == image.max()))
-                yield image
-        self._check_content()
-
-    def _next(self, images: Iterator[np.ndarray], path: str) -> np.ndarray | None:
-        try:
-            return next(images, None)
-        except Refused as refused:
-            raise Refused(refused.code, refused.reason, (path,)) from refused
-        except Exception as error:  # decoders raise anything on damaged data
-            reason = f"the pixels of a slice cannot be decoded ({type(error).__name__})"
-            raise Refused(Code.UNREADABLE, reason, (path,)) from error
-
-    def _read(self, path: str, frames: Sequence[int]) -> Iterator[np.ndarray]:
-        """HU of the frames of one file, in the order asked for."""
-        header = open_header(self._root / path)
-        own = header.get("PerFrameFunctionalGroupsSequence")
-        if own is None:
-            yield self._to_hu(header.pixel_array, header, header)
-            return
-        shared = header.get("SharedFunctionalGroupsSequence") or (None,)
-        stored = iter_pixels(self._root / path, indices=frames)
-        for frame, image in zip(frames, stored, strict=True):
-            rescale = macro(own[frame], shared[0], "PixelValueTransformationSequence")
-            yield self._to_hu(image, header, rescale if rescale is not None else Header())
-
-    def _to_hu(self, stored: np.ndarray, header: Header, rescale: Header) -> np.ndarray:
-        """HU = slope x stored value + intercept (DICOM PS3.3 C.11.1.1.2); padding is air."""
-        if stored.shape != (self._series.rows, self._series.columns):
-            raise Refused(
-                Code.UNREADABLE,
-                f"decoded to a shape of {stored.shape}, the header says "
-                f"{self._series.rows} x {self._series.columns}",
-            )
-        try:
-            slope, intercept = float(rescale.RescaleSlope), float(rescale.RescaleIntercept)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise Refused(
-                Code.NOT_HU, "RescaleSlope or RescaleIntercept is absent in a frame"
-            ) from error
-        hu = self._scaled(_measured(stored, header), slope, intercept)
-        padding = _padding(stored, header)
-        if padding is not None:
-            self.padded += int(np.count_nonzero(hu[padding] > AIR))
-            hu[padding] = AIR
-        if hu.max() > _LARGEST:
-            self.clipped += int(np.count_nonzero(hu > _LARGEST))
-        return np.clip(hu, AIR, _LARGEST, out=hu).astype(np.int16)
-
-    def _scaled(self, measured: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-        if slope.is_integer() and intercept.is_integer():
-            largest = float(2 ** (8 * measured.itemsize)) * abs(slope) + abs(intercept)
-            hu = measured.astype(np.int32 if largest < 2**31 else np.int64)
-            if slope != 1:
-                hu *= int(slope)
-            hu += int(intercept)
-            return hu
-        exact = measured * slope + intercept
-        hu = np.rint(exact)
-        self.rounded = self.rounded or bool(np.abs(hu - exact).max() > 1e-6)
-        return hu
-
-    def _check_content(self) -> None:
-        body = [i for i, flat in enumerate(self._flat) if not flat]
-        if not body:
-            raise Refused(Code.ZERO_VARIANCE, f"all {len(self._flat)} slices are of one value each")
-        # Beyond the body a slice may be all air; between slices of the body it is a defect.
-        inside = [i for i in range(body[0], body[-1]) if self._flat[i]]
-        if inside:
-            at = ", ".join(f"{self._series.slices[i].position:g}" for i in inside[:_SHOWN_FILES])
-            raise Refused(
-                Code.ZERO_VARIANCE,
-                f"{len(inside)} slices between others are of one value each, at {at} mm",
-                tuple(self._series.slices[i].path for i in inside[:_SHOWN_FILES]),
-            )
-
-
-def open_header(file: Path) -> Header:
-    """What decoding needs of a file, also of one without preamble and meta header."""
-    header = pydicom.dcmread(file, force=True, defer_size="1 MB", specific_tags=_DECODING)
-    if "TransferSyntaxUID" not in header.file_meta:
-        implicit, little = header.original_encoding
-        native = {(True, True): ImplicitVRLittleEndian, (False, True): ExplicitVRLittleEndian}
-        header.file_meta.TransferSyntaxUID = native.get((implicit, little), ExplicitVRBigEndian)
-    return header
-
-
-def _padding(stored: np.ndarray, header: Header) -> np.ndarray | None:
-    """Pixels that hold no measurement: PixelPaddingValue (0028,0120), up to RangeLimit."""
-    value = header.get("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = header.get("PixelPaddingRangeLimit", value)
-    # Written with the wrong sign by some: -2000 stands as 63536 and the other way round.
-    first, last = sorted(np.array([value, limit]).astype(stored.dtype))
-    return (stored >= first) & (stored <= last)
-
-
-def _measured(stored: np.ndarray, header: Header) -> np.ndarray:
-    """The bits of the pixel that are measurement, where overlays or shifts share its word."""
-    bits, high = header.BitsStored, header.HighBit
-    overlaid = any(header.get(tag) is not None and header[tag].value for tag in _OVERLAYS)
-    if high == bits - 1 and not overlaid:
-        return stored
-    width = stored.dtype.itemsize * 8
-    # Left to the top and back again: an arithmetic shift extends the sign.
-    return (stored << (width - 1 - high)) >> (width - bits)

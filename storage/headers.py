@@ -1,6 +1,5 @@
 """One file's header -> a record of technical attributes, or the reason why there is none."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -18,13 +17,12 @@ from pydicom.uid import (
 
 from storage import cohort
 from storage.cohort import CohortRules, Role
+from storage.frames import OVERLAYS, Frame, Stored, frames, numbers, rescale, rescale_groups, stored
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
 
 # Values out of their VR's bounds are judged below; pydicom's warnings would quote them in logs.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
-Vector = tuple[float, ...]
 
 _IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -62,28 +60,18 @@ _ATTRIBUTES = [
     "PhotometricInterpretation",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "NumberOfFrames",
     "LossyImageCompression",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    *OVERLAYS,
 ]
 _PREAMBLE = 128
 _EXTENSIONS = (".dcm", ".dicom", ".ima")
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Where one image lies.
-
-    Attributes:
-        position: ImagePositionPatient in mm. None, as for the others, when absent or no numbers.
-        orientation: ImageOrientationPatient, two direction cosines.
-        spacing: PixelSpacing (row, column) in mm.
-    """
-
-    position: Vector | None
-    orientation: Vector | None
-    spacing: Vector | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +87,7 @@ class Record:
         tilt: GantryDetectorTilt in degrees.
         code, reason: why the file alone is reason enough for a refusal.
         frames: one, or one a frame of an Enhanced image.
+        stored: None for what is no image.
     """
 
     path: str
@@ -121,6 +110,7 @@ class Record:
     code: Code | None = None
     reason: str | None = None
     frames: tuple[Frame, ...] = ()
+    stored: Stored | None = None
 
 
 def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) -> Record:
@@ -140,9 +130,10 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
     try:
         with (root / path).open("rb") as stream:
             header = _read_header(stream, path)
+            offset = _pixel_offset(stream, header) if header is not None else None
         if header is None:
             return Record(path, size, mtime, "other")
-        return _Reader(header, path, rules, names).record(size, mtime)
+        return _Reader(header, offset, path, rules, names).record(size, mtime)
     except OSError as error:
         # Size -1: it is looked at again next time, when the disk may be well.
         return _unreadable(path, -1, mtime, f"the disk gives an error: {error.strerror}")
@@ -174,11 +165,33 @@ def _read_header(stream: BinaryIO, path: str) -> Header | None:
     return header
 
 
+def _pixel_offset(stream: BinaryIO, header: Header) -> int | None:
+    """Where the bytes of uncompressed little-endian pixels begin, None if they are none.
+
+    The stream stands at the tag of the pixels, where reading of the header stopped.
+    """
+    implicit, little = header.original_encoding
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not little or (syntax is not None and (syntax.is_compressed or syntax.is_deflated)):
+        return None
+    start = stream.tell()
+    found = stream.read(4) == b"\xe0\x7f\x10\x00"
+    return start + (8 if implicit else 12) if found else None
+
+
 class _Reader:
     """Reads the attributes of one open header into a record."""
 
-    def __init__(self, header: Header, path: str, rules: CohortRules, names: Pseudonyms) -> None:
+    def __init__(
+        self,
+        header: Header,
+        offset: int | None,
+        path: str,
+        rules: CohortRules,
+        names: Pseudonyms,
+    ) -> None:
         self.header = header
+        self.offset = offset
         self.path = path
         self.rules = rules
         self.names = names
@@ -219,10 +232,11 @@ class _Reader:
             kernel=cohort.kernel(self.text("ConvolutionKernel")),
             rows=self.count("Rows"),
             columns=self.count("Columns"),
-            tilt=(_numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
+            tilt=(numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
             code=code,
             reason=reason,
-            frames=_frames(self.header),
+            frames=frames(self.header),
+            stored=stored(self.header, self.offset),
         )
 
     def text(self, keyword: str) -> str:
@@ -287,29 +301,26 @@ class _Reader:
                 if photometric != "MONOCHROME2"
                 else f"SamplesPerPixel {samples}, BitsAllocated {bits}; expected 1 and 8, 16 or 32",
             )
-        syntax = self.header.file_meta.get("TransferSyntaxUID")
-        if syntax is None or syntax.is_encapsulated or syntax.is_deflated:
-            return
         pixels = self.count("Rows") * self.count("Columns") * max(self.count("NumberOfFrames"), 1)
-        if size < pixels * bits // 8:
+        expected = (self.offset or 0) + pixels * bits // 8
+        if self.offset is not None and size < expected:
             raise Refused(
-                Code.UNREADABLE,
-                f"the file is truncated: {size} bytes, {pixels * bits // 8} of pixels expected",
+                Code.UNREADABLE, f"the file is cut off: {size} bytes, expected {expected}"
             )
 
     def check_rescale(self) -> None:
         """The stored values must lead to HU."""
-        if "PerFrameFunctionalGroupsSequence" in self.header:
-            return
-        kind = self.text("RescaleType")
-        if kind not in ("", "HU", "US"):
-            raise Refused(Code.NOT_HU, "RescaleType is not HU: the values are no Hounsfield units")
-        slope = _numbers(self.header, "RescaleSlope", 1)
-        if not slope or not slope[0] or not _numbers(self.header, "RescaleIntercept", 1):
-            raise Refused(
-                Code.NOT_HU,
-                "RescaleSlope or RescaleIntercept is absent, zero or no number: no way to HU",
-            )
+        for group in rescale_groups(self.header):
+            kind = str((group.get("RescaleType") if group is not None else None) or "")
+            if kind not in ("", "HU", "US"):
+                reason = "RescaleType is not HU: the values are no Hounsfield units"
+                raise Refused(Code.NOT_HU, reason)
+            values = rescale(group)
+            if values is None or not values[0]:
+                raise Refused(
+                    Code.NOT_HU,
+                    "RescaleSlope or RescaleIntercept is absent, zero or no number: no way to HU",
+                )
 
 
 def _uid(value: str) -> str:
@@ -318,46 +329,3 @@ def _uid(value: str) -> str:
 
 def _modality(value: str) -> str:
     return value if value.isalpha() and value.isupper() and len(value) <= 10 else "(absent)"
-
-
-def _numbers(source: Header | None, keyword: str, count: int) -> Vector | None:
-    """`count` finite numbers of a decimal string; None when absent or anything else."""
-    try:
-        value = source.get(keyword) if source is not None else None
-        values = tuple(float(v) for v in (value if isinstance(value, MultiValue) else (value,)))
-    except (ValueError, TypeError):
-        return None
-    good = len(values) == count and all(map(math.isfinite, values))
-    return values if good else None
-
-
-def _frames(header: Header) -> tuple[Frame, ...]:
-    per_frame = header.get("PerFrameFunctionalGroupsSequence")
-    if per_frame is None:
-        return (
-            Frame(
-                _numbers(header, "ImagePositionPatient", 3),
-                _numbers(header, "ImageOrientationPatient", 6),
-                _numbers(header, "PixelSpacing", 2),
-            ),
-        )
-    shared = header.get("SharedFunctionalGroupsSequence") or (None,)
-    return tuple(
-        Frame(
-            _numbers(macro(own, shared[0], "PlanePositionSequence"), "ImagePositionPatient", 3),
-            _numbers(
-                macro(own, shared[0], "PlaneOrientationSequence"), "ImageOrientationPatient", 6
-            ),
-            _numbers(macro(own, shared[0], "PixelMeasuresSequence"), "PixelSpacing", 2),
-        )
-        for own in per_frame
-    )
-
-
-def macro(own: Header, shared: Header | None, keyword: str) -> Header | None:
-    """The one item of a functional group, of the frame or shared by all of them."""
-    for group in (own, shared):
-        items = group.get(keyword) if group is not None else None
-        if items:
-            return items[0]
-    return None

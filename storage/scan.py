@@ -9,18 +9,19 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from storage.cohort import CohortRules, Role
 from storage.errors import SourceError
-from storage.headers import Frame, Record, read_record
+from storage.frames import Frame, Stored
+from storage.headers import Record, read_record
 from storage.location import storage_errors
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code
 
-_VERSION = 1
+_VERSION = 2
 CHUNK = 250
 
 Chunk = Sequence[str]
@@ -153,17 +154,22 @@ class _Memory:
             draft.replace(self._file)
 
 
-_PLAIN = [f.name for f in fields(Record) if f.name not in ("path", "frames")]
+_PLAIN = [f.name for f in fields(Record) if f.name not in ("path", "frames", "stored")]
 
 
 def _values(record: Record) -> list[Any]:
-    frames = [(f.position, f.orientation, f.spacing) for f in record.frames]
-    return [*(getattr(record, name) for name in _PLAIN), frames]
+    plain = [getattr(record, name) for name in _PLAIN]
+    return [*plain, list(map(astuple, record.frames)), record.stored and astuple(record.stored)]
 
 
 def _record(path: str, values: Sequence[Any]) -> Record:
     known = dict(zip(_PLAIN, values, strict=False))
     known["role"] = Role(known["role"])
     known["code"] = Code(known["code"]) if known["code"] else None
-    frames = (Frame(*(tuple(v) if v else None for v in frame)) for frame in values[-1])
-    return Record(path, **known, frames=tuple(frames))
+    frames, stored = values[-2:]
+    return Record(
+        path,
+        **known,
+        frames=tuple(Frame(*(tuple(v) if v else None for v in frame)) for frame in frames),
+        stored=Stored(*stored[:-1], tuple(stored[-1]) if stored[-1] else None) if stored else None,
+    )

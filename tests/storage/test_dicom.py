@@ -20,7 +20,8 @@ from pydicom.uid import (
 )
 
 from storage.cohort import CohortRules
-from storage.dicom import Limits, SliceReader, order
+from storage.dicom import Limits, order
+from storage.pixels import SliceReader
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Refused
 from storage.scan import scan

@@ -1,0 +1,123 @@
+"""Where the images of a header lie, and how their stored values become HU."""
+
+import math
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset as Header
+from pydicom.multival import MultiValue
+
+Vector = tuple[float, ...]
+
+# OverlayBitPosition: an overlay in the high bits of the pixels, as older scanners wrote it.
+OVERLAYS = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where one image lies and how its stored values become HU.
+
+    Attributes:
+        position: ImagePositionPatient in mm. None, as for the others, when absent or no numbers.
+        orientation: ImageOrientationPatient, two direction cosines.
+        spacing: PixelSpacing (row, column) in mm.
+        rescale: RescaleSlope and RescaleIntercept.
+    """
+
+    position: Vector | None
+    orientation: Vector | None
+    spacing: Vector | None
+    rescale: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How the pixels of a file are stored, and which bits and values are measurement.
+
+    Attributes:
+        offset: byte at which uncompressed little-endian pixels begin; None where a decoder is
+            to be asked.
+        dtype: of such pixels, as `<i2`.
+        bits, high: BitsStored and HighBit.
+        overlaid: whether overlays share the pixels' words.
+        padding: PixelPaddingValue and PixelPaddingRangeLimit (the value again, if absent).
+    """
+
+    offset: int | None
+    dtype: str
+    bits: int
+    high: int
+    overlaid: bool
+    padding: tuple[int, int] | None
+
+
+def stored(header: Header, offset: int | None) -> Stored:
+    """How the pixels are stored that begin at `offset`."""
+    size = int(header.get("BitsAllocated") or 0) // 8
+    bits = int(header.get("BitsStored") or 0)
+    value = header.get("PixelPaddingValue")
+    limit = header.get("PixelPaddingRangeLimit", value)
+    kind = "i" if header.get("PixelRepresentation") else "u"
+    return Stored(
+        offset=offset,
+        dtype=f"{'<' if size > 1 else '|'}{kind}{size}",
+        bits=bits,
+        high=int(header.get("HighBit", bits - 1)),
+        overlaid=any(tag in header and header[tag].value for tag in OVERLAYS),
+        padding=(int(value), int(limit)) if isinstance(value, int) else None,
+    )
+
+
+def numbers(source: Header | None, keyword: str, count: int) -> Vector | None:
+    """`count` finite numbers of a decimal string; None when absent or anything else."""
+    try:
+        value = source.get(keyword) if source is not None else None
+        values = tuple(float(v) for v in (value if isinstance(value, MultiValue) else (value,)))
+    except (ValueError, TypeError):
+        return None
+    good = len(values) == count and all(map(math.isfinite, values))
+    return values if good else None
+
+
+def rescale(group: Header | None) -> Vector | None:
+    """RescaleSlope and RescaleIntercept; None unless both are numbers."""
+    slope = numbers(group, "RescaleSlope", 1)
+    intercept = numbers(group, "RescaleIntercept", 1)
+    return (*slope, *intercept) if slope and intercept else None
+
+
+def rescale_groups(header: Header) -> list[Header | None]:
+    """What holds slope and intercept: the header itself, or a functional group of each frame."""
+    return _macros(header, "PixelValueTransformationSequence")
+
+
+def frames(header: Header) -> tuple[Frame, ...]:
+    """One of a plain image, or one for each frame of an Enhanced one."""
+    groups = zip(
+        _macros(header, "PlanePositionSequence"),
+        _macros(header, "PlaneOrientationSequence"),
+        _macros(header, "PixelMeasuresSequence"),
+        rescale_groups(header),
+        strict=True,
+    )
+    return tuple(
+        Frame(
+            numbers(position, "ImagePositionPatient", 3),
+            numbers(orientation, "ImageOrientationPatient", 6),
+            numbers(measures, "PixelSpacing", 2),
+            rescale(values),
+        )
+        for position, orientation, measures, values in groups
+    )
+
+
+def _macros(header: Header, keyword: str) -> list[Header | None]:
+    """What holds the attributes of a functional group, for each frame.
+
+    The header itself, if it has no frames; the item of the frame, or the one that all share.
+    """
+    per_frame = header.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        return [header]
+    shared = (header.get("SharedFunctionalGroupsSequence") or (None,))[0]
+    common = (shared.get(keyword) if shared is not None else None) or (None,)
+    return [(own.get(keyword) or common)[0] for own in per_frame]

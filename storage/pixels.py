@@ -1,0 +1,141 @@
+"""The pixels of an ordered series -> HU, a slice at a time."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.pixels import iter_pixels
+from pydicom.uid import ExplicitVRBigEndian
+
+from storage.dicom import Series, Slice
+from storage.frames import Stored
+from storage.refusals import Code, Refused
+from storage.volumes import AIR
+
+_LARGEST = np.iinfo(np.int16).max
+_SHOWN = 5
+
+
+class SliceReader:
+    """Yields the slices of a series as int16 HU, (rows, columns), and takes note of what it did.
+
+    Attributes:
+        clipped: pixels above the largest HU that int16 holds, set to it.
+        padded: pixels of padding whose value was above air, set to air.
+        rounded: whether HU were not whole numbers and were rounded to the nearest.
+    """
+
+    def __init__(self, root: Path, series: Series) -> None:
+        self._root = root
+        self._series = series
+        self._flat: list[bool] = []
+        self.clipped = 0
+        self.padded = 0
+        self.rounded = False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Read, one slice in memory at a time.
+
+        Raises:
+            Refused: a file cannot be decoded, or slices between others are of one value.
+        """
+        for path, group in groupby(self._series.slices, key=attrgetter("path")):
+            slices = list(group)
+            images = self._decode(path, slices)
+            for item in slices:
+                hu = self._to_hu(self._next(images, path), item)
+                self._flat.append(bool(hu.min() == hu.max()))
+                yield hu
+        self._check_content()
+
+    def _decode(self, path: str, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
+        """Stored values of the slices of one file."""
+        file, stored = self._root / path, slices[0].stored
+        if stored.offset is not None:
+            # By far the most CT is uncompressed: reading it needs no second look at the header.
+            count = self._series.rows * self._series.columns
+            with file.open("rb") as stream:
+                for item in slices:
+                    start = stored.offset + item.frame * count * np.dtype(stored.dtype).itemsize
+                    stream.seek(start)
+                    yield np.fromfile(stream, stored.dtype, count)
+        elif len(slices) == 1 and slices[0].frame == 0:
+            yield _open(file).pixel_array
+        else:
+            yield from iter_pixels(file, indices=[item.frame for item in slices])
+
+    def _next(self, images: Iterator[np.ndarray], path: str) -> np.ndarray:
+        shape = self._series.rows, self._series.columns
+        try:
+            return next(images).reshape(shape)
+        except Exception as error:  # decoders raise anything on damaged data
+            reason = (
+                f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]} "
+                f"({type(error).__name__})"
+            )
+            raise Refused(Code.UNREADABLE, reason, (path,)) from error
+
+    def _to_hu(self, stored: np.ndarray, item: Slice) -> np.ndarray:
+        """HU = slope x stored value + intercept (DICOM PS3.3 C.11.1.1.2); padding is air."""
+        hu = self._scaled(_measured(stored, item.stored), *item.rescale)
+        if item.stored.padding is not None:
+            padding = _padding(stored, item.stored.padding)
+            self.padded += int(np.count_nonzero(hu[padding] > AIR))
+            hu[padding] = AIR
+        if hu.max() > _LARGEST:
+            self.clipped += int(np.count_nonzero(hu > _LARGEST))
+        return np.clip(hu, AIR, _LARGEST, out=hu).astype(np.int16)
+
+    def _scaled(self, measured: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+        if slope.is_integer() and intercept.is_integer():
+            largest = float(2 ** (8 * measured.itemsize)) * abs(slope) + abs(intercept)
+            hu = measured.astype(np.int32 if largest < 2**31 else np.int64)
+            if slope != 1:
+                hu *= int(slope)
+            hu += int(intercept)
+            return hu
+        exact = measured * slope + intercept
+        hu = np.rint(exact)
+        self.rounded = self.rounded or bool(np.abs(hu - exact).max() > 1e-6)
+        return hu
+
+    def _check_content(self) -> None:
+        body = [i for i, flat in enumerate(self._flat) if not flat]
+        if not body:
+            raise Refused(Code.ZERO_VARIANCE, f"all {len(self._flat)} slices are of one value each")
+        # Beyond the body a slice may be all air; between slices of the body it is a defect.
+        inside = [i for i in range(body[0], body[-1]) if self._flat[i]]
+        if inside:
+            at = ", ".join(f"{self._series.slices[i].position:g}" for i in inside[:_SHOWN])
+            raise Refused(
+                Code.ZERO_VARIANCE,
+                f"{len(inside)} slices between others are of one value each, at {at} mm",
+                tuple(self._series.slices[i].path for i in inside[:_SHOWN]),
+            )
+
+
+def _open(file: Path) -> pydicom.Dataset:
+    """A data set to be decoded, also from a file without preamble and meta header."""
+    header = pydicom.dcmread(file, force=True, defer_size="1 MB")
+    if "TransferSyntaxUID" not in header.file_meta:
+        header.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    return header
+
+
+def _padding(stored: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
+    """Pixels that hold no measurement: PixelPaddingValue (0028,0120), up to RangeLimit."""
+    # Written with the wrong sign by some: -2000 stands as 63536 and the other way round.
+    first, last = sorted(np.array(padding).astype(stored.dtype))
+    return (stored >= first) & (stored <= last)
+
+
+def _measured(values: np.ndarray, stored: Stored) -> np.ndarray:
+    """The bits of the pixel that are measurement, where overlays or shifts share its word."""
+    if stored.high == stored.bits - 1 and not stored.overlaid:
+        return values
+    width = values.dtype.itemsize * 8
+    # Left to the top and back again: an arithmetic shift extends the sign.
+    return (values << (width - 1 - stored.high)) >> (width - stored.bits)
