@@ -7,6 +7,7 @@ something was refused (a promotion, or with --strict a series).
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -43,6 +44,8 @@ PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or 
 Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
 
 REFUSED = 3
+ASK_FROM = 1_000_000_000
+"""Bytes from which a download asks first."""
 
 
 @app.command()
@@ -192,6 +195,42 @@ def models(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
         printing.print_json({"models": rows})
     else:
         printing.print_models(rows)
+
+
+@app.command()
+def fetch(
+    collection: Annotated[str, typer.Argument(help="As ldct_and_projection_data.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to download to.")],
+    patients: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+    anatomy: Annotated[str | None, typer.Option(help="chest or abdomen.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many patients.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(envvar="HQINET_FETCH_ENDPOINT", help="Another S3 server.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before gigabytes.")] = False,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Download the image pairs of a public collection; run again to go on or to check."""
+    enter(home)
+    from flows import downloading, printing
+    from storage import idc
+
+    chosen = idc.select(collection, patients=split_names(patients), anatomy=anatomy, limit=limit)
+    if chosen.size > ASK_FROM and not yes:
+        typer.confirm(f"{downloading.describe(chosen)} to {destination}?", abort=True, err=True)
+    with downloading.bar(chosen) as progress:
+        fetched = idc.fetch(chosen, destination, endpoint=endpoint, progress=progress)
+    if as_json:
+        printing.print_json({"patients": list(chosen.patients), **asdict(fetched)})
+    else:
+        printing.print_line(f"{downloading.describe(chosen)}: {destination}")
+        printing.print_line(f"{fetched.files} files downloaded, {fetched.present} were there")
+
+
+def split_names(names: list[str] | None) -> list[str] | None:
+    """Patients given as `--patients A --patients B` or as `--patients A,B`."""
+    return [name for part in names for name in part.split(",") if name] if names else None
 
 
 @report.command()

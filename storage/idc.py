@@ -215,12 +215,13 @@ def fetch(
 def _store(bucket: str, endpoint: str | None) -> S3Store:
     # The public bucket is read anonymously; a mirror may want the usual credentials.
     anonymous = endpoint is None or "AWS_ACCESS_KEY_ID" not in os.environ
+    elsewhere = {"endpoint": endpoint} if endpoint else {}
     return S3Store(
         bucket,
         region=_REGION,
         skip_signature=anonymous,
-        endpoint=endpoint,
         client_options={"allow_http": (endpoint or "").startswith("http://")},
+        **elsewhere,
     )
 
 

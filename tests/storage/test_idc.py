@@ -95,3 +95,9 @@ def test_a_bucket_that_holds_something_else_is_said(tmp_path, shortest, public):
         put(client, url, "more than the index says")
         with pytest.raises(StorageError, match=f"{series.files + 1} files, the index says"):
             idc.fetch(shortest, tmp_path, endpoint=public)
+
+
+def test_without_an_endpoint_the_public_bucket_is_read_anonymously():
+    store = idc._store("idc-open-data", None)
+    assert store.config["skip_signature"]
+    assert "endpoint" not in store.config
