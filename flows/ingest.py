@@ -126,8 +126,8 @@ def scan_headers(delivery: Delivery, workers: Workers) -> Scan:
     """Look at the headers that are new; many of them on the workers."""
 
     def read_all(read: ChunkReader, chunks: list[Chunk]) -> Iterator[list[Record]]:
-        # A few hundred headers are read before the first worker is up.
-        if len(chunks) < 2:
+        # Two thousand headers are read before the first worker is up.
+        if len(chunks) < 8:
             yield from map(read, chunks)
             return
         for _, result in workers.run(read, chunks, retries=1):

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRBigEndian
 from storage.dicom import Series, Slice
 from storage.frames import Stored
 from storage.refusals import Code, Refused
-from storage.volumes import AIR
+from storage.volumes import AIR, is_flat
 
 _LARGEST = np.iinfo(np.int16).max
 _SHOWN = 5
@@ -47,7 +47,7 @@ class SliceReader:
             images = self._decode(path, slices)
             for item in slices:
                 hu = self._to_hu(self._next(images, path), item)
-                self._flat.append(bool(hu.min() == hu.max()))
+                self._flat.append(is_flat(hu))
                 yield hu
         self._check_content()
 
@@ -85,21 +85,24 @@ class SliceReader:
             padding = _padding(stored, item.stored.padding)
             self.padded += int(np.count_nonzero(hu[padding] > AIR))
             hu[padding] = AIR
-        if hu.max() > _LARGEST:
+        lowest, highest = hu.min(), hu.max()
+        if highest > _LARGEST:
             self.clipped += int(np.count_nonzero(hu > _LARGEST))
-        return np.clip(hu, AIR, _LARGEST, out=hu).astype(np.int16)
+        if lowest < AIR or highest > _LARGEST:
+            np.clip(hu, AIR, _LARGEST, out=hu)
+        return hu.astype(np.int16, copy=False)
 
-    def _scaled(self, measured: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-        if slope.is_integer() and intercept.is_integer():
-            largest = float(2 ** (8 * measured.itemsize)) * abs(slope) + abs(intercept)
-            hu = measured.astype(np.int32 if largest < 2**31 else np.int64)
-            if slope != 1:
-                hu *= int(slope)
-            hu += int(intercept)
+    def _scaled(self, values: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+        if not (slope.is_integer() and intercept.is_integer()):
+            exact = values * slope + intercept
+            hu = np.rint(exact)
+            self.rounded = self.rounded or bool(np.abs(hu - exact).max() > 1e-6)
             return hu
-        exact = measured * slope + intercept
-        hu = np.rint(exact)
-        self.rounded = self.rounded or bool(np.abs(hu - exact).max() > 1e-6)
+        kind = _narrowest(values, int(slope), int(intercept))
+        hu = values.astype(kind)
+        if slope != 1:
+            hu *= kind(slope)
+        hu += kind(intercept)
         return hu
 
     def _check_content(self) -> None:
@@ -115,6 +118,24 @@ class SliceReader:
                 f"{len(inside)} slices between others are of one value each, at {at} mm",
                 tuple(self._series.slices[i].path for i in inside[:_SHOWN]),
             )
+
+
+def _narrowest(values: np.ndarray, slope: int, intercept: int) -> type[np.signedinteger]:
+    """The narrowest integer that holds values, factors and results: half the memory, twice as fast.
+
+    Raises:
+        Refused: none does, as with no image that is CT.
+    """
+    ends = int(values.min()), int(values.max())
+    reached = [slope, intercept, *ends]
+    reached += [end * slope for end in ends] + [end * slope + intercept for end in ends]
+    for kind in (np.int16, np.int32, np.int64):
+        limits = np.iinfo(kind)
+        if limits.min <= min(reached) and max(reached) <= limits.max:
+            return kind
+    raise Refused(
+        Code.NOT_HU, f"stored values {ends} with slope {slope} and intercept {intercept}: no CT"
+    )
 
 
 def _open(file: Path) -> pydicom.Dataset:
