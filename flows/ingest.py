@@ -13,6 +13,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import opaque
 from pydantic import BaseModel
 
 from flows import places
@@ -92,10 +93,11 @@ def ingest(
     """
     delivery = open_delivery(Path(source), cohort, settings)
     with Workers(cluster, places.scratch()) as workers:
-        found = scan_headers(delivery, workers)
-        planned = pair_series(delivery, found)
-        rows = convert(delivery, planned, workers)
-    result = commit(delivery, planned, rows)
+        # Opaque: Prefect would look for futures in every slice of every patient.
+        found = scan_headers(opaque(delivery), workers)
+        planned = pair_series(opaque(delivery), opaque(found))
+        rows = convert(opaque(delivery), opaque(planned), workers)
+    result = commit(opaque(delivery), opaque(planned), opaque(rows))
     publish(result)
     return result
 
