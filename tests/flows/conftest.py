@@ -48,6 +48,8 @@ patch = 32
 class Command:
     """Runs `hqinet` with a home of its own, in an empty folder, with an empty user's home."""
 
+    program = (HQINET,)
+
     def __init__(self, folder: Path, **environment: str) -> None:
         self.home = folder / "home"
         self.outside = {name: folder / name for name in ("cwd", "user")}
@@ -61,7 +63,7 @@ class Command:
 
     def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [HQINET, *map(str, arguments), "--home", self.home],
+            [*self.program, *map(str, arguments), "--home", self.home],
             cwd=self.outside["cwd"],
             env=self.environment,
             capture_output=True,

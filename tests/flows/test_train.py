@@ -1,0 +1,96 @@
+"""Training as a flow: retried from the checkpoint, stopped and resumed, on several processes."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from flows import places, training_job
+from flows.ingest import ingest
+from flows.settings import TrainSettings
+from flows.train import train
+from hqinet.checkpoint import load_checkpoint, load_network
+
+
+@pytest.fixture(scope="module")
+def cohort(home, tiny_cohort):
+    return ingest(str(tiny_cohort), "tiny")
+
+
+def weights(run: str, home) -> dict:
+    return load_network(home / "runs" / run / "best.pt")[0].state_dict()
+
+
+def test_a_failed_task_goes_on_from_its_checkpoint(cohort, home, tiny_recipe, monkeypatch):
+    undisturbed = train(tiny_recipe)
+    steps, observe = [], training_job.MlflowObserver.on_step
+
+    def fail_once(self, step, total, metrics):
+        steps.append(step)
+        if steps.count(5) == 1 and step == 5:
+            raise OSError("the network went away")
+        observe(self, step, total, metrics)
+
+    monkeypatch.setattr(training_job.MlflowObserver, "on_step", fail_once)
+    retried = train(tiny_recipe)
+    assert steps == [1, 2, 3, 4, 5, 4, 5, 6]
+    assert places.registry()._client.get_run(retried.run).info.status == "FINISHED"
+    mine, theirs = weights(retried.run, home), weights(undisturbed.run, home)
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
+
+
+def test_trouble_of_the_recipe_is_not_retried(cohort, tiny_recipe, monkeypatch):
+    from hqinet.stopping import TrainingError
+
+    attempts = []
+
+    def explode(self, step, total, metrics):
+        attempts.append(step)
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(training_job.MlflowObserver, "on_step", explode)
+    with pytest.raises(TrainingError, match="nan"):
+        train(tiny_recipe)
+    assert attempts == [1]
+
+
+def test_two_processes_train_one_model(cohort, home, tiny_recipe):
+    result = train(tiny_recipe, settings=TrainSettings(device="cpu", processes=2))
+    assert load_checkpoint(home / "runs" / result.run / "checkpoint.pt")["step"] == 6
+    losses = places.registry()._client.get_metric_history(result.run, "loss")
+    assert [row.step for row in losses] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_saves_and_the_run_is_resumed(
+    hqinet, tmp_path, tiny_cohort, tiny_recipe, prefect_server
+):
+    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    command.json("ingest", tiny_cohort)
+    recipe = tmp_path / "long.toml"
+    recipe.write_text(
+        open(tiny_recipe).read().replace("steps_per_epoch = 3", "steps_per_epoch = 90")
+    )
+    process = subprocess.Popen(
+        [*command.program, "train", "--recipe", recipe, "--home", command.home],
+        env=command.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    runs = command.home / "runs"
+    end = time.monotonic() + 120
+    while not list(runs.glob("*/checkpoint.pt")) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    (run,) = runs.iterdir()
+    stopped = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert 90 <= stopped < 180
+    assert process.returncode == 1
+    assert f"step {stopped}" in errors
+    assert len(errors.strip().splitlines()) == 1
+    resumed = command.json("train", "--resume", run.name)
+    assert resumed["run"] == run.name
+    assert load_checkpoint(run / "checkpoint.pt")["step"] == 180
+    assert json.loads((run / "run.json").read_text())["commit"] == 1
