@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -69,9 +70,8 @@ def test_sigterm_saves_and_the_run_is_resumed(
     command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
     command.json("ingest", tiny_cohort)
     recipe = tmp_path / "long.toml"
-    recipe.write_text(
-        open(tiny_recipe).read().replace("steps_per_epoch = 3", "steps_per_epoch = 90")
-    )
+    text = Path(tiny_recipe).read_text()
+    recipe.write_text(text.replace("steps_per_epoch = 3", "steps_per_epoch = 90"))
     process = subprocess.Popen(
         [*command.program, "train", "--recipe", recipe, "--home", command.home],
         env=command.environment,
