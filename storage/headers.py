@@ -263,7 +263,8 @@ class _Reader:
 
     def check_kind(self, sop_class: str) -> None:
         """CT images of the body only."""
-        image_type = [str(v).upper() for v in self.header.get("ImageType") or ()]
+        said = self.header.get("ImageType") or ()
+        image_type = [str(v).upper() for v in ([said] if isinstance(said, str) else said)]
         if sop_class.startswith(_SECONDARY_CAPTURE) or "SCREEN SAVE" in image_type:
             raise Refused(Code.SECONDARY_CAPTURE, "the series is a secondary capture, no CT image")
         if "LOCALIZER" in image_type:

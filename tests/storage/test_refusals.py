@@ -219,6 +219,8 @@ def test_series_beside_the_pair_are_refused_alone(tmp_path, pair, series, datase
         "L001", "Topogram", attributes={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     )
     scout.write(study / "scout")
+    lone = series("L001", "Topogram", attributes={"ImageType": "LOCALIZER"}, slices=1)
+    lone.write(study / "lone")
     screen = {"SOPClassUID": SecondaryCaptureImageStorage}
     series("L001", "Dose Report", attributes=screen, slices=1).write(study / "report")
     series("L001", "PET", attributes={"Modality": "PT"}).write(study / "pet")
@@ -226,6 +228,7 @@ def test_series_beside_the_pair_are_refused_alone(tmp_path, pair, series, datase
     done = deliver(dataset, source)
     assert done.accepted == ["L001"]
     assert sorted(code for _, code in done.refused) == [
+        "localizer",
         "localizer",
         "not_ct",
         "secondary_capture",
