@@ -74,7 +74,7 @@ def storage_errors(what: str) -> Iterator[None]:
 
 
 def _plainly(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("Debug source:")[0].split())
     hints = (
         ("No space left|os error 28|Disk quota|os error 122", "the disk is full: free space"),
         ("File too large|os error 27", "a file is larger than this disk or its limit allows"),

@@ -3,15 +3,14 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-
-import numpy as np
 
 from storage import volumes
 from storage.cohort import CohortRules, Role
 from storage.dicom import Limits, Series, order
+from storage.grids import match
 from storage.headers import Record
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
@@ -158,8 +157,9 @@ class _Planner:
     ) -> Pair:
         """The best pair among the series of a patient.
 
-        The rule: among all low and full series on one grid, the pair with the most slices, then
-        with the smallest increment, then with the smallest series digests.
+        The rule: among all low and full series on one grid, a pair of one kernel before one of
+        two, then the pair with the most slices, then with the smallest increment, then with the
+        smallest series digests.
         """
         good, bad = self.ordered(groups)
         _require_both(groups, good, bad)
@@ -172,7 +172,7 @@ class _Planner:
                     misfits.append(refused)
         if not matches:
             raise misfits[0]
-        best = min(matches, key=lambda m: (-len(m[0].slices), m[0].spacing[0], m[0].key, m[1].key))
+        best = min(matches, key=_preference)
         low, full, note = best
         chosen = {(low.key, Role.LOW), (full.key, Role.FULL)}
         notes = [note] if note else []
@@ -297,11 +297,16 @@ def _first_code(group: Sequence[Record]) -> Refused | None:
     return Refused(code, group[0].reason or "") if len(codes) == 1 and code else None
 
 
+def _preference(candidate: tuple[Series, Series, str]) -> tuple[bool, int, float, str, str]:
+    low, full, _ = candidate
+    return low.kernel != full.kernel, -len(low.slices), low.spacing[0], low.key, full.key
+
+
 def _not_chosen(group: Sequence[Record]) -> Refused:
     return Refused(
         Code.NOT_CHOSEN,
-        f"a series of {len(group)} files beside the pair that was chosen; the rule: most slices, "
-        "then the smallest increment",
+        f"a series of {len(group)} files beside the pair that was chosen; the rule: one kernel, "
+        "then most slices, then the smallest increment",
     )
 
 
@@ -329,78 +334,3 @@ def _require_both(
             f"the patient has no {role}-dose series ({known} of the other dose, "
             f"{len(unknown)} of unknown role)",
         )
-
-
-def match(low: Series, full: Series, limits: Limits) -> tuple[Series, Series, str]:
-    """Both series on their common slices, and a note if that meant to crop.
-
-    Raises:
-        Refused: their grids differ, or too few slices are common.
-    """
-    for what, a, b, tolerance in (
-        ("matrix", (low.rows, low.columns), (full.rows, full.columns), 0),
-        ("pixel spacing (mm)", low.spacing[1:], full.spacing[1:], limits.spacing_mm),
-        ("direction cosines", low.orientation, full.orientation, limits.cosine),
-        ("increment (mm)", low.spacing[:1], full.spacing[:1], limits.position_mm / 2),
-    ):
-        if np.abs(np.subtract(a, b)).max() > tolerance:
-            raise Refused(
-                Code.DIFFERENT_GRIDS,
-                f"{what} {_text(a)} in low dose and {_text(b)} in full dose; expected the same"
-                + (f" within {tolerance:g}" if tolerance else ""),
-            )
-    common = list(_common(low, full, limits))
-    _check_overlap(low, full, len(common), limits)
-    _check_origin(low, full, common[0], limits)
-    cropped = [len(s.slices) - len(common) for s in (low, full)]
-    note = ""
-    if any(cropped):
-        note = (
-            f"cropped to {len(common)} common slices, the first at "
-            f"{full.slices[common[0][1]].position:g} mm: "
-            f"{cropped[0]} low-dose and {cropped[1]} full-dose slices have no partner"
-        )
-    return (
-        replace(low, slices=tuple(low.slices[i] for i, _ in common)),
-        replace(full, slices=tuple(full.slices[j] for _, j in common)),
-        note,
-    )
-
-
-def _common(low: Series, full: Series, limits: Limits) -> Iterator[tuple[int, int]]:
-    """Index pairs of the slices at the same position."""
-    there = np.array([s.position for s in full.slices])
-    for i, item in enumerate(low.slices):
-        j = int(np.abs(there - item.position).argmin())
-        if abs(there[j] - item.position) <= min(limits.position_mm, full.spacing[0] / 4):
-            yield i, j
-
-
-def _check_overlap(low: Series, full: Series, common: int, limits: Limits) -> None:
-    whole = common == len(low.slices) == len(full.slices)
-    if not common or (not whole and common < limits.min_overlap):
-        ranges = [f"{s.slices[0].position:g} to {s.slices[-1].position:g} mm" for s in (low, full)]
-        raise Refused(
-            Code.DIFFERENT_GRIDS,
-            f"low dose lies at {ranges[0]} ({len(low.slices)} slices), full dose at {ranges[1]} "
-            f"({len(full.slices)}): {common} slices in common; expected all, or "
-            f"{limits.min_overlap} or more to crop to",
-        )
-
-
-def _check_origin(low: Series, full: Series, first: tuple[int, int], limits: Limits) -> None:
-    """The first common slices begin at the same point of the plane."""
-    here, there = (
-        np.add(series.origin, np.multiply(series.shift, index))
-        for series, index in zip((low, full), first, strict=True)
-    )
-    if np.abs(here - there).max() > limits.position_mm:
-        raise Refused(
-            Code.DIFFERENT_GRIDS,
-            f"low dose begins at {_text(here)} mm in the plane, full dose at {_text(there)}; "
-            f"expected the same within {limits.position_mm:g}",
-        )
-
-
-def _text(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"

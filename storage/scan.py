@@ -116,7 +116,9 @@ def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[str, os.stat_resu
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
-                yield os.path.relpath(entry.path, root), entry.stat(follow_symlinks=False)
+                # A file may be gone by now: deliveries are read while they are being moved.
+                with suppress(FileNotFoundError):
+                    yield os.path.relpath(entry.path, root), entry.stat(follow_symlinks=False)
 
 
 class _Memory:

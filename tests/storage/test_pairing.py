@@ -110,6 +110,21 @@ def test_of_several_reconstructions_the_pair_with_most_slices_is_chosen(
     assert [code for _, code in done.refused] == ["not_chosen", "not_chosen"]
 
 
+@pytest.mark.parametrize("kernel", ["B30f", "B50f"])
+def test_of_several_kernels_both_doses_have_one(tmp_path, series, dataset, deliver, kernel):
+    source = tmp_path / "source"
+    for name in ("B30f", "B50f"):
+        about = {"attributes": {"ConvolutionKernel": name}}
+        series("L001", f"full {name}", seed=1 + ord(name[1]), **about).write(
+            source / f"full_{name}"
+        )
+    low = series("L001", "low", low=True, attributes={"ConvolutionKernel": kernel})
+    low.write(source / "low")
+    done = deliver(dataset, source)
+    expected = series(seed=1 + ord(kernel[1])).values()
+    assert (done.snapshot.volume("L001").full[:] == expected).all()
+
+
 def test_a_broken_candidate_does_not_spoil_the_whole_one(tmp_path, series, dataset, deliver):
     source = write(series, tmp_path / "source")
     gap = series("L001", "full B50", change=lambda i, image: None if i == 4 else image)
