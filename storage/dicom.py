@@ -195,7 +195,7 @@ def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limi
             if np.abs(np.subtract(here, there)).max() > tolerance:
                 raise Refused(
                     code,
-                    f"{what} {vector_text(here)} and {vector_text(there)} in one series; expected one, within "
+                    f"{what} {quoted(here)} and {quoted(there)} in one series; expected one, within "
                     f"{tolerance:g}",
                     (images[0][0].path, record.path),
                 )
@@ -206,7 +206,7 @@ def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limi
         )
 
 
-def vector_text(values: Sequence[float]) -> str:
+def quoted(values: Sequence[float]) -> str:
     """Numbers as a reason quotes them."""
     return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from storage.dicom import Limits, Series, vector_text
+from storage.dicom import Limits, Series, quoted
 from storage.refusals import Code, Refused
 
 
@@ -24,7 +24,7 @@ def match(low: Series, full: Series, limits: Limits) -> tuple[Series, Series, st
         if np.abs(np.subtract(a, b)).max() > tolerance:
             raise Refused(
                 Code.DIFFERENT_GRIDS,
-                f"{what} {vector_text(a)} in low dose and {vector_text(b)} in full dose; expected the same"
+                f"{what} {quoted(a)} in low dose and {quoted(b)} in full dose; expected the same"
                 + (f" within {tolerance:g}" if tolerance else ""),
             )
     common = list(_common(low, full, limits))
@@ -75,6 +75,6 @@ def _check_origin(low: Series, full: Series, first: tuple[int, int], limits: Lim
     if np.abs(here - there).max() > limits.position_mm:
         raise Refused(
             Code.DIFFERENT_GRIDS,
-            f"low dose begins at {vector_text(here)} mm in the plane, full dose at {vector_text(there)}; "
+            f"low dose begins at {quoted(here)} mm in the plane, full dose at {quoted(there)}; "
             f"expected the same within {limits.position_mm:g}",
         )
