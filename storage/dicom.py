@@ -195,8 +195,8 @@ def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limi
             if np.abs(np.subtract(here, there)).max() > tolerance:
                 raise Refused(
                     code,
-                    f"{what} {quoted(here)} and {quoted(there)} in one series; expected one, within "
-                    f"{tolerance:g}",
+                    f"{what} {quoted(here)} and {quoted(there)} in one series; expected one, "
+                    f"within {tolerance:g}",
                     (images[0][0].path, record.path),
                 )
     if len({r.frame_of_reference for r in records}) > 1:

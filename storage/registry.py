@@ -41,10 +41,11 @@ class DatasetInputs:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered model version with the run that made it, its tags and aliases."""
+    """A registered model version with the run and logged model behind it, its tags and aliases."""
 
     version: int
     run: str
+    logged: str
     tags: dict[str, str]
     aliases: tuple[str, ...]
 
@@ -96,11 +97,16 @@ class Registry:
         """Set tags of a run."""
         self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def log_metrics(self, run: str, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Write many steps' metrics in few requests; values that are not finite are left out."""
+    def log_metrics(
+        self, run: str, rows: Iterable[tuple[int, Mapping[str, float]]], logged: str = ""
+    ) -> None:
+        """Write many steps' metrics in few requests; values that are not finite are left out.
+
+        logged: of a ModelVersion, whose page then shows them too.
+        """
         now = time_ns() // 1_000_000
         metrics = [
-            Metric(key, float(value), now, step)
+            Metric(key, float(value), now, step, model_id=logged or None)
             for step, row in rows
             for key, value in row.items()
             if np.isfinite(value)
@@ -183,6 +189,7 @@ class Registry:
             ModelVersion(
                 version=int(row.version),
                 run=row.run_id,
+                logged=row.model_id or "",
                 tags=dict(row.tags),
                 aliases=tuple(name for name, at in aliases.items() if int(at) == int(row.version)),
             )
