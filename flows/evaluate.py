@@ -166,9 +166,8 @@ def write_report(
     registry = places.registry()
     registry.log_file(version.run, folder, _artifact(snapshot.commit, split))
     means = patients[patients["image"] == "restored"].mean(numeric_only=True)
-    registry.log_metrics(
-        version.run, [(snapshot.commit, {f"{split}_{key}": value for key, value in means.items()})]
-    )
+    numbers = {f"{split}_{name}": value for name, value in means.items()}
+    registry.log_metrics(version.run, [(snapshot.commit, numbers)], version.logged)
     registry.tag_version(version.version, {f"evaluated_{split}": str(snapshot.commit)})
     create_markdown_artifact(
         key="evaluation", markdown=_markdown(patients), description=f"{name}: {folder}"

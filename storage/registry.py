@@ -24,6 +24,8 @@ MODEL = "hqinet"
 """The registered model; its aliases are CHAMPION and PREVIOUS."""
 CHAMPION = "champion"
 PREVIOUS = "previous"
+LOGGED = "logged_model"
+"""Tag of a version: the logged model whose page shows its metrics."""
 
 
 class RegistryError(StorageError):
@@ -176,7 +178,7 @@ class Registry:
                 pip_requirements=["torch"],
             )
         version = int(logged.registered_model_version)
-        self.tag_version(version, tags)
+        self.tag_version(version, {LOGGED: logged.model_id, **tags})
         return version
 
     def versions(self) -> list[ModelVersion]:
@@ -189,7 +191,7 @@ class Registry:
             ModelVersion(
                 version=int(row.version),
                 run=row.run_id,
-                logged=row.model_id or "",
+                logged=row.tags.get(LOGGED, ""),
                 tags=dict(row.tags),
                 aliases=tuple(name for name, at in aliases.items() if int(at) == int(row.version)),
             )

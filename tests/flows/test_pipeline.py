@@ -73,6 +73,16 @@ def test_the_report_has_every_patient_of_the_split(result, home):
     assert "report.html" in {file.name for file in folder.iterdir()}
 
 
+def test_the_reports_means_stand_with_the_run_and_with_the_version(result):
+    client = places.registry()._client
+    version = places.registry().version(result.train.model)
+    expected = pd.DataFrame([row["restored"] for row in result.evaluate.patients])["psnr"].mean()
+    run = client.get_run(version.run).data.metrics
+    assert run["test_psnr"] == pytest.approx(expected)
+    shown = {metric.key: metric.value for metric in client.get_logged_model(version.logged).metrics}
+    assert shown["test_psnr"] == pytest.approx(expected)
+
+
 def test_a_first_model_is_judged_without_a_champion(result):
     rules = {rule["rule"] for rule in result.promote.rules}
     assert "lineage complete" in rules
