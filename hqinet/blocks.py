@@ -169,47 +169,57 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
 
     `x`: (n, c, h, w); `weight`: (outputs, c, 3, 3); returns (n, outputs, *size).
     """
-    rows, columns = size
-    outputs = weight.shape[0]
-    left, middle, right = (
-        upsample(
-            F.conv2d(x, weight[..., tap].movedim(2, 0).flatten(0, 1)[..., None, None]),
-            (x.shape[2], columns),
-        )
-        for tap in range(3)
-    )
-    summed = F.pad(left, (1, -1)) + middle + F.pad(right, (-1, 1))
-    above, centre, below = (upsample(tap, (rows, columns)) for tap in summed.split(outputs, dim=1))
-    return F.pad(above, (0, 0, 1, -1)) + centre + F.pad(below, (0, 0, -1, 1))
+    wide = (x.shape[2], size[1])
+    rows = []
+    for row in range(3):
+        taps = [F.conv2d(x, weight[:, :, row, column, None, None]) for column in range(3)]
+        rows.append(upsample(_shifted_sum([upsample(tap, wide) for tap in taps], axis=3), size))
+    return _shifted_sum(rows, axis=2)
+
+
+def _shifted_sum(taps: Sequence[Tensor], axis: int) -> Tensor:
+    """Add the tap before moved up by one and the tap after moved down by one to the middle one.
+
+    What is moved in is zero, as the padding of a convolution is.
+    """
+    before, here, after = taps
+    other = (0, 0) if axis == 2 else ()
+    return F.pad(before, (*other, 1, -1)) + here + F.pad(after, (*other, -1, 1))
 
 
 class Reconstruction(nn.Module):
     """All decoder maps upsampled to full resolution, concatenated, 3x3 convolution, 1x1 to one.
 
-    The 3x3 convolution is split over the maps it would see concatenated; those that need
-    upsampling are convolved by `conv_of_upsampled`. `last_upsampled` says whether the last
-    decoder map is one of them, which it is where the stem's first convolution has a stride.
+    The 3x3 convolution is split over the maps it would see concatenated. `scales` are the factors
+    from each map to full resolution; from `MIX_FIRST` on, `conv_of_upsampled` is quicker.
     """
 
+    MIX_FIRST = 4
+
     def __init__(
-        self, channels: Sequence[int], outputs: int, *, last_upsampled: bool, norm: Norm
+        self, channels: Sequence[int], scales: Sequence[int], outputs: int, *, norm: Norm
     ) -> None:
         super().__init__()
-        self.channels, self.last_upsampled = tuple(channels), last_upsampled
+        self.channels, self.scales = tuple(channels), tuple(scales)
         self.mix = ConvNorm(sum(channels), outputs, 3, norm=norm)
         self.out = nn.Conv2d(outputs, 1, 1)
 
     def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """`[(n, c_i, h_i, w_i)], (h, w) -> (n, 1, h, w)`."""
+        """`[(n, c_i, h / scale_i, w / scale_i)], (h, w) -> (n, 1, h, w)`."""
         conv = self.mix.conv
-        *weights, last_weight = conv.weight.split(self.channels, dim=1)
-        *smaller, last = maps
-        if self.last_upsampled:
-            mixed = conv_of_upsampled(last, last_weight, size)
-        else:
-            mixed = F.conv2d(last, last_weight, padding=1)
-        for x, weight in zip(smaller, weights, strict=True):
-            mixed = mixed + conv_of_upsampled(x, weight, size)
+        weights = conv.weight.split(self.channels, dim=1)
+        parts = [
+            self._part(x, weight, scale, size)
+            for x, weight, scale in zip(maps, weights, self.scales, strict=True)
+        ]
+        mixed = parts[0]
+        for part in parts[1:]:
+            mixed = mixed + part
         if conv.bias is not None:
             mixed = mixed + conv.bias[:, None, None]
         return self.out(self.mix.act(self.mix.norm(mixed)))
+
+    def _part(self, x: Tensor, weight: Tensor, scale: int, size: Sequence[int]) -> Tensor:
+        if scale >= self.MIX_FIRST:
+            return conv_of_upsampled(x, weight, size)
+        return F.conv2d(x if scale == 1 else upsample(x, size), weight, padding=1)

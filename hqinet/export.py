@@ -27,15 +27,15 @@ def example_windows() -> Tensor:
 def deployable(network: nn.Module) -> Restorer:
     """Return a copy of the network that is quickest to run, from HU to HU, on the CPU.
 
-    In evaluation mode, with each batch norm folded into the convolution before it and weights
-    stored channels last; equal to `Restorer(network)` in evaluation mode up to rounding.
+    In evaluation mode, with each batch norm folded into the convolution before it; equal to
+    `Restorer(network)` in evaluation mode up to rounding.
     """
     network = copy.deepcopy(network).cpu().eval()
     for module in network.modules():
         if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
-    return Restorer(network.to(memory_format=torch.channels_last)).eval()
+    return Restorer(network).eval()
 
 
 def export(network: nn.Module) -> ExportedProgram:
@@ -57,6 +57,9 @@ def export(network: nn.Module) -> ExportedProgram:
 
 
 def load_exported(path: Path, device: torch.device | str = "cpu") -> HUModel:
-    """Return the program saved at `path` as a function on `device`."""
-    program = torch.export.load(path)
-    return move_to_device_pass(program, str(device)).module()
+    """Return the program saved at `path` as a function on `device`, its weights channels last.
+
+    They become so here and not before the export, which cannot follow their strides.
+    """
+    program = move_to_device_pass(torch.export.load(path), str(device))
+    return program.module().to(memory_format=torch.channels_last)

@@ -73,8 +73,8 @@ class HQINet(nn.Module):
         )
         self.reconstruction = Reconstruction(
             decoders,
+            [scale * first_stride for scale in (8, 4, 2, 1)],
             recipe.channels(RECONSTRUCTION_WIDTH),
-            last_upsampled=first_stride > 1,
             norm=norm,
         )
         initialise(self, recipe)

@@ -143,18 +143,17 @@ def test_mixing_first_has_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
-@pytest.mark.parametrize("last_upsampled", [False, True])
-def test_reconstruction_is_upsample_concat_conv(norm: str, last_upsampled: bool) -> None:
-    block = randomised(Reconstruction((4, 3, 2), 5, last_upsampled=last_upsampled, norm=norm))
-    first = 2 if last_upsampled else 1
-    scales = (4 * first, 2 * first, first)
-    size = (16, 24)
+@pytest.mark.parametrize("scales", [(8, 4, 2, 1), (16, 8, 4, 2)])
+def test_reconstruction_is_upsample_concat_conv(norm: str, scales: tuple[int, ...]) -> None:
+    block = randomised(Reconstruction((4, 3, 2, 2), scales, 5, norm=norm))
+    size = (32, 48)
     maps = [
-        noise(2, c, size[0] // s, size[1] // s, seed=c)
-        for c, s in zip((4, 3, 2), scales, strict=True)
+        noise(2, c, size[0] // s, size[1] // s, seed=s)
+        for c, s in zip((4, 3, 2, 2), scales, strict=True)
     ]
     full = torch.cat([x if x.shape[2:] == size else upsample(x, size) for x in maps], dim=1)
-    torch.testing.assert_close(block(maps, size), block.out(block.mix(full)), rtol=0, atol=1e-11)
+    expected = block.out(block.mix(full))
+    torch.testing.assert_close(block(maps, size), expected, rtol=0, atol=1e-11)
 
 
 def test_bottleneck_is_its_branch_plus_its_shortcut() -> None:

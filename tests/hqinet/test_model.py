@@ -183,7 +183,7 @@ def test_same_seed_same_weights_and_no_other_randomness_is_touched() -> None:
     assert torch.equal(one.eval()(*x), other.eval()(*x))
 
 
-def test_bf16_is_within_two_per_cent_of_float32() -> None:
+def test_bf16_is_within_three_per_cent_of_float32() -> None:
     network = build(HQINetRecipe(width=0.25, norm="batch", init="he"), 0).eval()
     x, noise = windows(2, 64, 64)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_bf16_is_within_two_per_cent_of_float32() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             rough = network(x, noise)
     error = (rough.float() - exact).square().mean().sqrt() / exact.std()
-    assert 0 < error < 0.02
+    assert 0 < error < 0.03
 
 
 def test_batch_order_does_not_matter_in_evaluation() -> None:
