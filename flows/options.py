@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows import home as homes
+from flows.orphans import end_orphans
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="HQINET_HOME", help="Everything that a run leaves.")
@@ -17,7 +18,7 @@ Commit = Annotated[int | None, typer.Option(help="Commit of the dataset; default
 
 def enter(home: Path) -> None:
     """Make `home` this command's home, and keep Prefect's own log off the terminal."""
-    homes.enter(home)
+    end_orphans(homes.enter(home))
     # What a user must know is printed by the command itself; the log is kept with the run.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

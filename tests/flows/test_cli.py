@@ -1,9 +1,14 @@
 """The command as its users run it: processes, exit states, one JSON object, no traceback."""
 
 import json
+import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+from flows.orphans import SERVER
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,29 @@ def test_a_users_mistake_is_one_line(command, ingested, arguments, says):
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert says in done.stderr
+
+
+def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
+    killed = hqinet(tmp_path)
+
+    def servers() -> list[psutil.Process]:
+        running = psutil.process_iter(["cmdline"])
+        found = [p for p in running if SERVER in (p.info["cmdline"] or [])]
+        return [p for p in found if p.environ().get("HQINET_HOME") == str(killed.home)]
+
+    process = subprocess.Popen(
+        [*killed.program, "promote", "--home", killed.home],
+        env=killed.environment,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 60
+    while not servers() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (orphan,) = servers()
+    assert killed("dataset", "log").returncode == 1
+    orphan.wait(timeout=30)
 
 
 def test_wrong_usage_exits_2(command):
