@@ -19,8 +19,7 @@ from flows.progress import Display
 from flows.settings import Settings, TrainSettings
 from flows.training_job import Job
 from hqinet.checkpoint import load_network
-from hqinet.export import example_windows
-from hqinet.inference import Restorer
+from hqinet.export import deployable, example_windows
 from hqinet.recipe import Recipe, load_recipe
 from hqinet.stopping import TrainingError
 from hqinet.training import BEST
@@ -153,7 +152,7 @@ def register(job: Job) -> TrainResult:
         "training_patients": json.dumps(patients),
         "code_version": code_version(),
     }
-    version = registry.register(job.run, Restorer(network), example_windows().numpy(), tags)
+    version = registry.register(job.run, deployable(network), example_windows().numpy(), tags)
     registry.finish(job.run)
     get_run_logger().info("run %s is model version %d", job.run, version)
     return TrainResult(run=job.run, model=version, commit=snapshot.commit, recipe=job.recipe.name)

@@ -28,9 +28,6 @@ from storage.registry import MetricBuffer, Registry
 ERROR = "error.txt"
 """In the run's folder: why a distributed run stopped, one line."""
 
-EPOCHS_WITH_IMAGES = 5
-"""Validation images are logged at the first epoch and at this many evenly spaced later ones."""
-
 
 class Job(BaseModel):
     """All that a training process must be told; written to the run's folder as `run.json`."""
@@ -75,9 +72,8 @@ class MlflowObserver:
     def on_images(
         self, epoch: int, patient: str, low: np.ndarray, restored: np.ndarray, full: np.ndarray
     ) -> None:
-        """Store a validation slice at a few epochs."""
-        every = max(1, self._job.recipe.schedule.epochs // EPOCHS_WITH_IMAGES)
-        if epoch != 1 and epoch % every:
+        """Store a validation slice at the epochs 1, 2, 4, 8, ...: few, however many there are."""
+        if epoch & (epoch - 1):
             return
         path = self._job.folder / "images" / f"epoch-{epoch:04d}-{patient}.png"
         path.parent.mkdir(exist_ok=True)

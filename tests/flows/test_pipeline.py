@@ -113,4 +113,5 @@ def test_mistakes_are_named(result):
 def test_nothing_is_written_outside_the_home(result, home):
     inside = {entry.name for entry in home.iterdir()}
     assert {"dataset", "mlflow", "runs", "reports", "scratch"} <= inside
-    assert not [path for path in (home / "scratch").rglob("*") if path.is_file()]
+    left = [path for path in (home / "scratch").rglob("*") if path.is_file()]
+    assert [path for path in left if path.suffix != ".lock"] == []  # Dask's own locks
