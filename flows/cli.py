@@ -76,6 +76,10 @@ def train(
     recipe: RecipeName = "fast",
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="TOML on top of the recipe, as `model.width=0.25`; repeatable."),
+    ] = None,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -85,7 +89,7 @@ def train(
     from flows import train as flow
 
     with quiet():
-        result = flow.train(recipe, commit, resume).model_dump()
+        result = flow.train(recipe, commit, resume, overrides or []).model_dump()
     if as_json:
         printing.print_json(result)
     else:

@@ -51,7 +51,7 @@ def pipeline(
         evaluate_settings: How volumes are restored.
     """
     ingested = ingest(source, cohort, ingest_settings, cluster)
-    trained = train(recipe, ingested.commit, None, train_settings)
+    trained = train(recipe, ingested.commit, settings=train_settings)
     evaluated = evaluate(str(trained.model), ingested.commit, "test", evaluate_settings)
     promoted = promote(trained.model, ingested.commit, policy)
     return PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)

@@ -27,6 +27,7 @@ from storage.dataset import code_version
 from storage.registry import DatasetInputs
 
 DEFAULTS = Settings().train
+NO_OVERRIDES: list[str] = []
 
 
 class TrainResult(BaseModel):
@@ -43,6 +44,7 @@ def train(
     recipe: str = "fast",
     commit: int | None = None,
     resume: str | None = None,
+    overrides: list[str] = NO_OVERRIDES,
     settings: TrainSettings = DEFAULTS,
 ) -> TrainResult:
     """Train a recipe on the training patients of a commit and register the result.
@@ -51,17 +53,18 @@ def train(
         recipe: Name of a recipe or a TOML file.
         commit: Of the dataset; the latest if empty.
         resume: MLflow run to take up from its checkpoint, with its own recipe and commit.
+        overrides: Lines of TOML on top of the recipe, as `model.width = 0.25`.
         settings: How the machine is used.
     """
-    job = reopen_run(resume, settings) if resume else open_run(recipe, commit, settings)
+    job = reopen_run(resume, settings) if resume else open_run(recipe, overrides, commit, settings)
     fit.with_options(retries=settings.retries)(job, settings.processes)
     return register(job)
 
 
 @task(cache_policy=NO_CACHE)
-def open_run(recipe: str, commit: int | None, settings: TrainSettings) -> Job:
+def open_run(recipe: str, overrides: list[str], commit: int | None, settings: TrainSettings) -> Job:
     """Pin the commit, open the MLflow run and write its `run.json`."""
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, *overrides)
     snapshot = places.dataset().snapshot(commit)
     registry = places.registry()
     inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)

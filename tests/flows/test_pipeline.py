@@ -105,6 +105,8 @@ def test_a_finished_run_resumed_is_registered_once(result):
 def test_mistakes_are_named(result):
     with pytest.raises(RecipeError, match="demo"):
         train("dmeo")
+    with pytest.raises(RecipeError, match="width"):
+        train("demo", overrides=["model.wdth = 0.5"])
     elsewhere = places.registry().start("elsewhere", {}, DatasetInputs("x", 1, "0"))
     with pytest.raises(TrainingError, match="left no folder"):
         train(resume=elsewhere)
