@@ -145,7 +145,7 @@ def measure_catalog(folder: Path) -> None:
                 digest=f"{n:064x}",
                 pixels=f"{n + 1:064x}",
                 fingerprint=f"{n + 2:064x}",
-                sketch=tuple(f"{n * 16 + i:016x}" for i in range(16)),
+                sketch=" ".join(f"{n * 16 + i:016x}" for i in range(16)),
             )
             for n in range(count)
         ]

@@ -120,7 +120,7 @@ def _accept(rows: dict[Key, Row], candidates: Sequence[Row], admission: Admissio
 
 
 def _marks(row: Row) -> tuple[str, ...]:
-    return (row.pixels or "", *row.sketch)
+    return (row.pixels or "", *row.sketch.split())
 
 
 def _same_person(before: Row, row: Row) -> bool:

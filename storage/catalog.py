@@ -73,11 +73,11 @@ class Row:
     note: str | None = None
     fingerprint: str | None = None
     pixels: str | None = None
-    sketch: tuple[str, ...] = ()
+    sketch: str = ""
     studies: tuple[str, ...] = ()
 
 
-_LISTS = ("files", "sketch", "studies")
+_LISTS = ("files", "studies")
 _TYPES = {"int | None": pa.int64(), "float | None": pa.float64()}
 SCHEMA = pa.schema(
     [

@@ -159,7 +159,7 @@ class Memory:
         """The row of a pair that was converted before, if its volume lies at the location."""
         try:
             values = json.loads((self._folder / f"{fingerprint}.json").read_text("utf-8"))
-            for name in ("files", "sketch", "studies"):
+            for name in ("files", "studies"):
                 values[name] = tuple(values[name])
             row = Row(**values)
         except (OSError, ValueError, TypeError, KeyError):

@@ -69,7 +69,7 @@ class Written:
     digest: str
     pixels: str
     low_pixels: str
-    sketch: tuple[str, ...]
+    sketch: str
 
 
 def is_flat(image: np.ndarray) -> bool:
@@ -100,9 +100,9 @@ class Hasher:
         """The volume's digest."""
         return self._whole.hexdigest()
 
-    def sketch(self) -> tuple[str, ...]:
+    def sketch(self) -> str:
         """The `SKETCH` smallest slice digests: two volumes that overlap share some of them."""
-        return tuple(sorted(self._slices)[:SKETCH])
+        return " ".join(sorted(self._slices)[:SKETCH])
 
 
 def folder_name(patient: str) -> str:

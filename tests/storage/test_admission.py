@@ -66,9 +66,9 @@ def test_the_same_id_with_nothing_in_common_is_refused_with_what_to_do():
     assert [row.pixels for row in done.rows if row.status == "accepted"] == ["1"]
 
 
-@pytest.mark.parametrize("marks", [{"pixels": "1"}, {"pixels": "x", "sketch": ("s2", "s9")}])
+@pytest.mark.parametrize("marks", [{"pixels": "1"}, {"pixels": "x", "sketch": "s2 s9"}])
 def test_pixels_of_another_patient_are_refused(marks):
-    rows = deliver([], pair("A", "1", sketch=("s1", "s2"))).rows
+    rows = deliver([], pair("A", "1", sketch="s1 s2")).rows
     done = deliver(rows, replace(pair("B", "1", cohort="b"), **marks), cohort="b")
     assert [(row.patient, row.code) for row in done.refused] == [("B", "duplicate_patient")]
 
