@@ -1,9 +1,10 @@
 """The `hqinet` command: a thin door to the flows.
 
 Exit status: 0 done; 1 failed, with one line that says what to do; 2 wrong usage; 3 done, but
-something was refused (a promotion, or with --strict a series).
+something was refused (by `promote`; elsewhere only with --strict).
 """
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -259,6 +260,13 @@ def compare(
         printing.print_line(f"comparison: {page}")
 
 
+@app.command()
+def env(home: Home = homes.DEFAULT) -> None:
+    """Print the variables that put a Prefect server and its workers into the home."""
+    for name, value in homes.environment(home.expanduser().absolute()).items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
 def ingest_settings(cohort_file: Path | None) -> "IngestSettings":
     """The settings of the environment, with another cohort file if one was given."""
     from flows.settings import Settings
@@ -289,6 +297,7 @@ def fail(message: str) -> NoReturn:
 def main() -> None:
     """Run the command; a user's mistake ends in one line, never in a traceback."""
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
     from hqinet.errors import HqinetError
     from storage.errors import StorageError
@@ -297,6 +306,10 @@ def main() -> None:
         app()
     except (StorageError, HqinetError) as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or ''}: {error.strerror or error}: choose another path")
+    except SettingsError as error:
+        fail(f"{error}: give JSON")
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors())
         fail(f"{error.title}: {'; '.join(problems)}")

@@ -134,7 +134,12 @@ class Workers:
                 f"(`pip install {module.partition('.')[0].replace('_', '-') or path}`), or set "
                 "HQINET_CLUSTER__WHERE to `local` or a `tcp://` address"
             ) from error
-        cluster = kind(**self._settings.arguments)
+        try:
+            cluster = kind(**self._settings.arguments)
+        except (TypeError, ValueError) as error:
+            raise StorageError(
+                f"cluster {path!r} does not take HQINET_CLUSTER__ARGUMENTS: {error}"
+            ) from error
         if self._settings.workers:
             cluster.scale(self._settings.workers)
         return cluster

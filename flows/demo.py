@@ -34,7 +34,7 @@ abdomen = 0.25
 """
 
 NOTICE = (
-    "[b]Synthetic cohort:[/b] phantoms with simulated dose, not patients. "
+    "Synthetic cohort: phantoms with simulated dose, not patients. "
     "The figures below say that the pipeline works, and nothing about CT."
 )
 

@@ -19,6 +19,7 @@ from hqinet.devices import pick_device
 from hqinet.evaluation import PatientResult, evaluate_patient
 from hqinet.export import load_exported
 from hqinet.sampling import VolumePair
+from hqinet.statistics import per_patient
 from storage.dataset import PatientRow, Snapshot
 from storage.errors import StorageError
 from storage.registry import ModelVersion
@@ -45,6 +46,7 @@ def evaluate(
     model: str = "latest",
     commit: int | None = None,
     split: str = "test",
+    policy: str = "default",
     settings: EvaluateSettings = DEFAULTS,
 ) -> EvaluateResult:
     """Restore and measure every patient of a split, and write the report.
@@ -56,8 +58,10 @@ def evaluate(
         model: A version number, "champion", or "latest".
         commit: Of the dataset; the latest if empty.
         split: train, validation or test.
+        policy: Promotion policy that the report's verdict is made by.
         settings: How volumes are restored.
     """
+    rules = gate.load_policy(policy)
     version = places.registry().version(model)
     snapshot = places.dataset().snapshot(commit)
     patients = check_leakage(version, snapshot, split)
@@ -71,7 +75,8 @@ def evaluate(
             )
             for row in patients
         ]
-    return write_report(version, snapshot, split, results, champion)
+    verdict = gate.judge(rules, tabulate(results), champion, lineage(version))
+    return write_report(version, snapshot, split, results, champion, verdict)
 
 
 @task(cache_policy=NO_CACHE)
@@ -82,7 +87,12 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
         raise EvaluationError(
             f"commit {snapshot.commit} has no patient in the {split} split; ingest more patients"
         )
-    trained = set(json.loads(version.tags.get("training_patients", "[]")))
+    if "training_patients" not in version.tags:
+        raise EvaluationError(
+            f"model version {version.version} does not say which patients it was trained on; "
+            f"`hqinet train --resume {version.run}` completes its tags"
+        )
+    trained = set(json.loads(version.tags["training_patients"]))
     leaked = sorted(trained & {row.patient for row in patients})
     if leaked:
         raise EvaluationError(
@@ -117,17 +127,23 @@ def champion_table(
     champion = places.registry().champion()
     if champion is None or champion.version == version.version:
         return None
-    table = evaluated(champion, snapshot.commit, split)
+    table = evaluated(champion, snapshot, split)
     if table is None:
-        evaluate(str(champion.version), snapshot.commit, split, settings)
-        table = evaluated(champion, snapshot.commit, split)
+        try:
+            evaluate(str(champion.version), snapshot.commit, split, settings=settings)
+        except EvaluationError as error:
+            get_run_logger().warning("the champion cannot be compared: %s", error)
+            return None
+        table = evaluated(champion, snapshot, split)
     return table
 
 
-def evaluated(version: ModelVersion, commit: int, split: str) -> pd.DataFrame | None:
-    """The per-patient table of an evaluation made before; None where there was none."""
-    summary = evaluation_summary(version.run, commit, split)
-    return None if summary is None else pd.DataFrame(summary["patients"])
+def evaluated(version: ModelVersion, snapshot: Snapshot, split: str) -> pd.DataFrame | None:
+    """The per-patient table of an evaluation made before on these very rows; None without one."""
+    summary = evaluation_summary(version.run, snapshot.commit, split)
+    if summary is None or summary["provenance"]["dataset digest"] != snapshot.digest:
+        return None
+    return pd.DataFrame(summary["patients"])
 
 
 def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | None:
@@ -144,6 +160,11 @@ def lineage(version: ModelVersion) -> dict[str, str]:
     return {"run": version.run} | {tag: version.tags.get(tag, "") for tag in tags}
 
 
+def tabulate(results: list[PatientResult]) -> pd.DataFrame:
+    """The `per_patient` table of an evaluation."""
+    return per_patient(pd.concat([result.per_slice for result in results], ignore_index=True))
+
+
 @task(cache_policy=NO_CACHE)
 def write_report(
     version: ModelVersion,
@@ -151,12 +172,9 @@ def write_report(
     split: str,
     results: list[PatientResult],
     champion: pd.DataFrame | None,
+    verdict: gate.Verdict,
 ) -> EvaluateResult:
     """Write the report's folder, and store it with the run of the model."""
-    per_patient = report.statistics.per_patient(
-        pd.concat([result.per_slice for result in results], ignore_index=True)
-    )
-    verdict = gate.judge(gate.load_policy("default"), per_patient, champion, lineage(version))
     evaluation = report.Evaluation(
         _provenance(version, snapshot, split), results, champion, verdict
     )

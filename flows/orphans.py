@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 SERVER = "prefect.server.api.server:create_app"
+EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
 
 
 def end_orphans(home: Path) -> list[int]:
@@ -25,7 +26,9 @@ def end_orphans(home: Path) -> list[int]:
 
 
 def _is_orphan(process: psutil.Process, home: Path) -> bool:
-    if process.environ().get("HQINET_HOME") != str(home):
+    variables = process.environ()
+    # A server that was started to stay is nobody's orphan: Prefect marks those it starts for a run.
+    if variables.get("HQINET_HOME") != str(home) or EPHEMERAL not in variables:
         return False
     parent = process.parent()
     # In a container the command itself may be process 1.

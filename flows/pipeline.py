@@ -52,6 +52,6 @@ def pipeline(
     """
     ingested = ingest(source, cohort, ingest_settings, cluster)
     trained = train(recipe, ingested.commit, settings=train_settings)
-    evaluated = evaluate(str(trained.model), ingested.commit, "test", evaluate_settings)
+    evaluated = evaluate(str(trained.model), ingested.commit, "test", policy, evaluate_settings)
     promoted = promote(trained.model, ingested.commit, policy)
     return PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)

@@ -15,9 +15,12 @@ def dataset() -> Dataset:
 
 def registry() -> Registry:
     """Runs and models."""
-    places = Settings().home.absolute() / "mlflow"
-    uri = Settings().tracking_uri or f"sqlite:///{places}/mlflow.db"
-    return Registry(uri, (places / "artifacts").as_uri())
+    server = Settings().tracking_uri
+    if server:
+        # Where a server keeps artifacts is its own business, and the same for all its users.
+        return Registry(server, None)
+    folder = Settings().home.absolute() / "mlflow"
+    return Registry(f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri())
 
 
 def promotions() -> Promotions:

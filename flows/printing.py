@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 console = Console()
@@ -21,7 +22,7 @@ def print_json(content: Any) -> None:  # noqa: ANN401 - any JSON value
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table; numbers to the right, nothing for None."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     rows = [list(row) for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
@@ -33,7 +34,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 def print_line(text: str) -> None:
     """A sentence."""
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_ingest(result: dict[str, Any]) -> None:
@@ -123,7 +124,7 @@ def _cell(value: object) -> str:
         return f"{value:.3f}"
     if isinstance(value, tuple | list):
         return " x ".join(f"{part:.4g}" for part in value)
-    return str(value)
+    return escape(str(value))
 
 
 def _plain(value: object) -> object:

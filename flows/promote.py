@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from flows import places
 from flows.evaluate import evaluated, lineage
 from hqinet import gate
+from storage.dataset import Snapshot
 from storage.errors import Conflict, StorageError
 from storage.promotions import Entry, History
 from storage.registry import CHAMPION, PREVIOUS, ModelVersion
@@ -46,17 +47,17 @@ def promote(
         policy: Name of a policy or a TOML file.
     """
     version = places.registry().version("latest" if candidate is None else candidate)
-    commit = places.dataset().snapshot(commit).commit
+    snapshot = places.dataset().snapshot(commit)
     while True:
         history = settle(places.promotions().read())
         champion = places.registry().champion()
-        verdict = judge(version, champion, commit, gate.load_policy(policy))
+        verdict = judge(version, champion, snapshot, gate.load_policy(policy))
         entry = Entry(
             action="promote",
             candidate=version.version,
             champion=champion.version if champion else None,
             passed=verdict.passed,
-            commit=commit,
+            commit=snapshot.commit,
             details=verdict.model_dump() | {"policy": policy},
         )
         try:
@@ -74,19 +75,20 @@ def promote(
 def rollback_promotion() -> PromoteResult:
     """Give the alias champion back to the version that had it before."""
     history = settle(places.promotions().read())
-    last = history.last_pass
-    if last is None or last.champion is None:
+    line = history.succession
+    if len(line) < 2:
         raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
     entry = Entry(
         action="rollback",
-        candidate=last.champion,
-        champion=last.candidate,
+        candidate=line[-2],
+        champion=line[-1],
         passed=True,
         commit=None,
         details={},
     )
     places.promotions().append(entry, history)
     crown()
+    places.registry().tag_version(line[-1], {"verdict": "rolled back"})
     return PromoteResult(
         verdict="rolled back",
         candidate=entry.candidate,
@@ -99,7 +101,7 @@ def rollback_promotion() -> PromoteResult:
 
 @task(cache_policy=NO_CACHE)
 def judge(
-    version: ModelVersion, champion: ModelVersion | None, commit: int, policy: gate.Policy
+    version: ModelVersion, champion: ModelVersion | None, snapshot: Snapshot, policy: gate.Policy
 ) -> gate.Verdict:
     """The verdict on a version; a missing report is a rule that fails, not an error."""
     if champion is not None and champion.version == version.version:
@@ -109,9 +111,9 @@ def judge(
         if judged is None:
             tables.append(None)
             continue
-        table = evaluated(judged, commit, SPLIT)
+        table = evaluated(judged, snapshot, SPLIT)
         if table is None:
-            return _no_report(judged, commit)
+            return _no_report(judged, snapshot.commit)
         tables.append(table)
     return gate.judge(policy, tables[0], tables[1], lineage(version))
 
@@ -131,9 +133,10 @@ def crown() -> None:
     """Point the aliases where the history says, until no other promotion came in between."""
     registry, done = places.registry(), None
     while (last := places.promotions().read().last_pass) != done:
-        registry.point(CHAMPION, last.candidate)
+        # The champion last: `settle` finishes what stops before it.
         if last.champion is not None:
             registry.point(PREVIOUS, last.champion)
+        registry.point(CHAMPION, last.candidate)
         done = last
 
 

@@ -8,7 +8,8 @@ parameter, so that Prefect's page shows it as a filled form.
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from dask.utils import parse_bytes
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flows.home import DEFAULT
@@ -34,6 +35,14 @@ class IngestSettings(Section):
     split_targets: dict[Split, Annotated[float, Field(ge=0)]] = Field(
         dict(TARGETS), description="Share of train, validation and test among the patients."
     )
+
+    @field_validator("split_targets")
+    @classmethod
+    def _whole(cls, targets: dict[Split, float]) -> dict[Split, float]:
+        if set(targets) != set(TARGETS) or not sum(targets.values()) > 0:
+            raise ValueError(f"give a share to each of {', '.join(TARGETS)}, one above 0 at least")
+        return targets
+
     retries: int = Field(
         2, ge=0, description="How often a pair is read again when a worker fails with it."
     )
@@ -49,6 +58,13 @@ class ClusterSettings(Section):
     )
     workers: int = Field(0, ge=0, description="Worker processes; 0: one a core.")
     memory: str = Field("2GiB", description="Memory of each local worker.")
+
+    @field_validator("memory")
+    @classmethod
+    def _bytes(cls, memory: str) -> str:
+        parse_bytes(memory)
+        return memory
+
     arguments: dict[str, Any] = Field(
         {}, description="Arguments of the cluster's class, as its own documentation names them."
     )

@@ -85,7 +85,9 @@ def reopen_run(run: str, settings: TrainSettings) -> Job:
     file = Settings().runs / run / "run.json"
     if not file.exists():
         raise TrainingError(f"run {run} left no folder here; resume it on the machine it ran on")
-    job = Job.model_validate_json(file.read_text()).model_copy(update={"device": settings.device})
+    job = Job.model_validate_json(file.read_text()).model_copy(
+        update={"device": settings.device, "folder": file.parent}
+    )
     file.write_text(job.model_dump_json(indent=1))
     return job
 

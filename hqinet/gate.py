@@ -27,6 +27,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    patients: int = Field(1, ge=1, description="Least number of patients to judge on.")
     primary: str = Field(
         "psnr", description="Metric that decides; a name in hqinet.metrics.METRICS."
     )
@@ -82,12 +83,13 @@ def load_policy(name_or_path: str) -> Policy:
         file = Path(str(resources.files("hqinet"))) / "policies" / f"{name_or_path}.toml"
     try:
         policy = Policy(**tomllib.loads(file.read_text()))
-    except FileNotFoundError:
+    except OSError:
         raise PolicyError(f"no policy {name_or_path!r}; give a name or a .toml file") from None
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise PolicyError(f"policy {file.name}: {' '.join(str(error).split())}") from None
-    if policy.primary not in METRICS:
-        raise PolicyError(f"policy {file.name}: primary {policy.primary!r} is none of {[*METRICS]}")
+    usable = [name for name, metric in METRICS.items() if metric.target in ("high", "low")]
+    if policy.primary not in usable:
+        raise PolicyError(f"policy {file.name}: primary {policy.primary!r} is none of {usable}")
     return policy
 
 
@@ -105,6 +107,7 @@ def judge(
     """
     outcomes = [
         _lineage(lineage),
+        _enough(policy, challenger),
         _against_low(policy, challenger),
         *_bias(policy, challenger),
         *(_against_champion(policy, challenger, champion) if champion is not None else ()),
@@ -120,6 +123,17 @@ def _lineage(lineage: dict[str, Any]) -> Outcome:
         figure=len(missing),
         required="0 missing",
         reason=f"lineage lacks {', '.join(missing)}" if missing else "every tag is there",
+    )
+
+
+def _enough(policy: Policy, challenger: pd.DataFrame) -> Outcome:
+    count = challenger["patient"].nunique()
+    return Outcome(
+        rule="enough patients",
+        passed=count >= policy.patients,
+        figure=count,
+        required=f">= {policy.patients}",
+        reason=f"judged on {count} patients, required {policy.patients}",
     )
 
 
@@ -155,17 +169,17 @@ def _bias(policy: Policy, challenger: pd.DataFrame) -> list[Outcome]:
     restored = _images(challenger, "restored").groupby("anatomy")
     outcomes = []
     for tissue, allowed in policy.hu_bias.items():
-        bias = restored[f"bias_{tissue}"].mean().dropna()
+        bias = restored[f"bias_{tissue}"].apply(lambda patients: patients.abs().mean()).dropna()
         if bias.empty:
             continue
-        worst = bias.abs().idxmax()
+        worst = bias.idxmax()
         outcomes.append(
             Outcome(
                 rule=f"HU bias in {tissue}",
-                passed=bool(abs(bias[worst]) <= allowed),
+                passed=bool(bias[worst] <= allowed),
                 figure=bias[worst],
-                required=f"within +-{allowed:g} HU",
-                reason=f"bias in {tissue} of the {worst} is {bias[worst]:+.1f} HU, "
+                required=f"<= {allowed:g} HU",
+                reason=f"bias in {tissue} of the {worst} is {bias[worst]:.1f} HU either way, "
                 f"allowed {allowed:g}",
             )
         )

@@ -93,7 +93,7 @@ def nmse(c: Comparison) -> Tensor:
 def psnr(c: Comparison) -> Tensor:
     """10 log10(MAX^2 / MSE) in dB, MAX the reference slice's maximum (Eq. 5, slip mended)."""
     peak = c.scene.full.amax((1, 2)) + 1024
-    return _decibel(peak.square(), _mean_square(c.error))
+    return _decibel(torch.where(peak > 0, peak.square(), torch.nan), _mean_square(c.error))
 
 
 def mutual_information(c: Comparison) -> Tensor:
@@ -232,9 +232,9 @@ def _mean_square(x: Tensor) -> Tensor:
     return _dot(x, x) / x[0].numel()
 
 
-def _decibel(signal: Tensor | int, noise: Tensor) -> Tensor:
+def _decibel(signal: Tensor | float, noise: Tensor) -> Tensor:
     """10 log10 of a power ratio; +inf where there is no noise."""
-    return torch.where(noise == 0, torch.inf, 10 * torch.log10(signal / noise))
+    return 10 * torch.log10(signal / noise)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ TISSUES: dict[str, tuple[float, float]] = {
 
 
 LARGE_MATRIX = 256
+LIMB = 0.05
+"""Of the largest part's size: what another part of the body has at least."""
+TISSUE_HU = -30.0
+"""Median that another part of the body exceeds."""
 BINS = 256
 """Of a histogram of grey levels."""
 
@@ -102,13 +106,14 @@ def scene_of_body(full: Tensor, low: Tensor, anatomy: str, body: Tensor) -> Scen
 
 
 def find_body(full: Tensor) -> Tensor:
-    """The patient in each slice: the largest thing denser than -500 HU, its holes filled.
+    """The patient in each slice: what is denser than -500 HU, the largest part and any limb.
 
-    Opened first, so that a table or a cable that touches the skin falls off; empty without one.
+    Opened first, so that a table or a cable that touches the skin falls off, and holes filled;
+    empty without one.
     Found on every second pixel of matrices from 256 on, for its border need not be exact.
     """
     step = 2 if min(full.shape[1:]) >= LARGE_MATRIX else 1
-    masks = [_largest(slice_ > -500) for slice_ in full[:, ::step, ::step].cpu().numpy()]
+    masks = [_body(slice_) for slice_ in full[:, ::step, ::step].cpu().numpy()]
     body = torch.from_numpy(np.stack(masks)).to(full.device)
     rows, columns = full.shape[1:]
     return body.repeat_interleave(step, 1).repeat_interleave(step, 2)[:, :rows, :columns]
@@ -173,10 +178,16 @@ def find_edges(slope: Tensor, body: Tensor, share: float = 0.05) -> Tensor:
     return edges
 
 
-def _largest(dense: np.ndarray) -> np.ndarray:
-    opened = ndimage.binary_opening(dense, iterations=2)
-    parts, count = ndimage.label(opened)
+def _body(hu: np.ndarray) -> np.ndarray:
+    parts, count = ndimage.label(ndimage.binary_opening(hu > -500, iterations=2))
     if count == 0:
-        return np.zeros_like(dense)
-    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return ndimage.binary_fill_holes(largest)
+        return np.zeros(hu.shape, bool)
+    sizes = np.bincount(parts.ravel())[1:]
+    # A second leg is tissue and large; a table or a pad is light, whatever its size.
+    kept = [
+        label
+        for label, size in enumerate(sizes, start=1)
+        if size == sizes.max()
+        or (size >= LIMB * sizes.max() and np.median(hu[parts == label]) > TISSUE_HU)
+    ]
+    return ndimage.binary_fill_holes(np.isin(parts, kept))

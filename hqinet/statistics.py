@@ -29,7 +29,7 @@ def left_out(per_slice: pd.DataFrame) -> pd.DataFrame:
     """
     long = per_slice.melt(id_vars=[*KEYS, "slice"], var_name="metric", value_name="value")
     long = long[~np.isfinite(long["value"])]
-    reason = np.where(long["value"].isna(), "undefined", "perfect")
+    reason = np.where(np.isposinf(long["value"]), "perfect", "undefined")
     keys = ["patient", "image", "metric", "reason"]
     return long.assign(reason=reason).groupby(keys).size().rename("slices").reset_index()
 

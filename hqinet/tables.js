@@ -10,6 +10,8 @@ function sortable(table) {
       const body = table.tBodies[0];
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
+        const missing = (x === "nan") - (y === "nan");
+        if (missing) return missing;
         const order = Number.isNaN(Number(x)) || Number.isNaN(Number(y)) ? x.localeCompare(y) : x - y;
         return falling ? -order : order;
       };

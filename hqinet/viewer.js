@@ -140,6 +140,7 @@ function dragSwipe(canvas) {
 }
 
 function onKey(e) {
+  if (e.ctrlKey || e.metaKey || e.altKey) return;
   if (["INPUT", "SELECT"].includes(e.target.tagName) && e.key.startsWith("Arrow")) return;
   const presets = Object.values(DATA.presets);
   if (e.key === "ArrowUp") setSlice(state.slice - 1);

@@ -64,6 +64,17 @@ class History:
         """The entry that made the present champion; None before the first."""
         return next((entry for entry in reversed(self.entries) if entry.passed), None)
 
+    @property
+    def succession(self) -> list[int]:
+        """The champions that a rollback can go back along, the present one last."""
+        line: list[int] = []
+        for entry in self.entries:
+            if entry.action == "rollback":
+                line.pop()
+            elif entry.passed:
+                line.append(entry.candidate)
+        return line
+
 
 class Promotions:
     """The history at a location."""

@@ -58,7 +58,7 @@ class Registry:
     Public methods raise RegistryError where a run or version does not exist.
     """
 
-    def __init__(self, tracking_uri: str, artifacts: str) -> None:
+    def __init__(self, tracking_uri: str, artifacts: str | None) -> None:
         """tracking_uri: `sqlite:///...` or a server. artifacts: where a new experiment puts its."""
         if tracking_uri.startswith("sqlite:///"):
             Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +160,8 @@ class Registry:
         """
         known = next((row.version for row in self.versions() if row.run == run), None)
         if known is not None:
+            # A kill between version and tags must not leave a version without lineage.
+            self.tag_version(known, tags)
             return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 
@@ -183,7 +185,10 @@ class Registry:
 
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
-        found = self._client.search_model_versions(f"name = '{MODEL}'")
+        try:
+            found = self._client.search_model_versions(f"name = '{MODEL}'")
+        except MlflowException as error:
+            raise RegistryError(f"MLflow does not answer: {str(error)[:300]}") from error
         if not found:
             return []
         aliases = self._client.get_registered_model(MODEL).aliases

@@ -286,4 +286,8 @@ def _old_scratch(scratch: Path, before: datetime) -> list[Path]:
 
 
 def _modified(file: Path) -> datetime:
-    return datetime.fromtimestamp(file.lstat().st_mtime, UTC)
+    try:
+        return datetime.fromtimestamp(file.lstat().st_mtime, UTC)
+    except FileNotFoundError:
+        # Someone is at work here: as young as can be.
+        return datetime.now(UTC)

@@ -111,3 +111,24 @@ def test_policies_are_typed(tmp_path):
             load_policy(str(file))
     with pytest.raises(PolicyError, match="nowhere"):
         load_policy("nowhere")
+
+
+def test_biases_of_opposite_sign_do_not_cancel():
+    challenger = table(GOOD)
+    for patient, sign in zip(GOOD, (1, -1, 1, -1), strict=True):
+        challenger.loc[challenger["patient"] == patient, "bias_soft"] = 20.0 * sign
+    assert failed(judge(POLICY, challenger, None, LINEAGE)) == {"HU bias in soft"}
+
+
+def test_a_policy_may_ask_for_more_patients():
+    strict = Policy(patients=5)
+    assert failed(judge(strict, table(GOOD), None, LINEAGE)) == {"enough patients"}
+
+
+def test_a_metric_without_a_direction_cannot_decide(tmp_path):
+    file = tmp_path / "edges.toml"
+    file.write_text("primary = 'edge_sharpness'")
+    with pytest.raises(PolicyError, match="edge_sharpness"):
+        load_policy(str(file))
+    with pytest.raises(PolicyError, match="no policy"):
+        load_policy(str(tmp_path.with_suffix(".toml")))

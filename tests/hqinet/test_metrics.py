@@ -7,7 +7,7 @@ from sklearn.metrics import mutual_info_score
 
 from hqinet import metrics
 from hqinet.metrics import METRICS, Comparison, measure
-from hqinet.scene import WINDOWS, Scene, set_scene, window
+from hqinet.scene import WINDOWS, Scene, find_body, set_scene, window
 
 SIZE = 96
 
@@ -169,3 +169,20 @@ def test_the_table_says_what_each_metric_is():
         assert callable(metric.function), name
     assert Comparison.__doc__
     assert metrics.__doc__
+
+
+def test_air_as_reference_has_no_psnr():
+    air = torch.full((1, SIZE, SIZE), -1024.0)
+    assert torch.isnan(measure(air + 3, set_scene(air, air + 6, "chest"))["psnr"]).all()
+
+
+def test_the_body_is_both_legs_and_no_table():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    hu = np.full((1, SIZE, SIZE), -1000.0)
+    left, right = (np.hypot(y - 40, x - column) < radius for column, radius in ((25, 18), (70, 14)))
+    table = (y > 75) & (y < 82) & (x > 10)
+    hu[0][left | right], hu[0][table] = 40, -80
+    body = find_body(torch.tensor(hu, dtype=torch.float32))[0].numpy()
+    assert (body & left).sum() > 0.9 * left.sum()
+    assert (body & right).sum() > 0.9 * right.sum()
+    assert not (body & table).any()

@@ -261,7 +261,8 @@ def test_time_limit_ends_the_run_in_order(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10
     assert 8 < trained.steps < 40_000
     assert trained.history[-1]["step"] == trained.steps
-    assert watcher.steps[-1][2]["learning_rate"] < 1e-4
+    rates = [metrics["learning_rate"] for _, _, metrics in watcher.steps]
+    assert rates[-1] < 0.5 * max(rates)
     assert run(tmp_path, endless).steps == trained.steps
 
 

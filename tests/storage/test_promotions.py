@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -73,3 +74,18 @@ def test_the_first_reading_may_race(tmp_path):
     for thread in threads:
         thread.join()
     assert [history.version for history in found] == [0] * 4
+
+
+def test_rollbacks_go_back_along_the_succession(promotions):
+    def add(candidate: int, action: str = "promote") -> None:
+        given = replace(entry(candidate), action=action)
+        promotions.append(given, promotions.read())
+
+    for candidate in (1, 2, 3):
+        add(candidate)
+    assert promotions.read().succession == [1, 2, 3]
+    add(2, "rollback")
+    add(1, "rollback")
+    assert promotions.read().succession == [1]
+    add(4)
+    assert promotions.read().succession == [1, 4]
