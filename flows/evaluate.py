@@ -143,7 +143,7 @@ def evaluated(version: ModelVersion, snapshot: Snapshot, split: str) -> pd.DataF
     summary = evaluation_summary(version.run, snapshot.commit, split)
     if summary is None or summary["provenance"]["dataset digest"] != snapshot.digest:
         return None
-    return pd.DataFrame(summary["patients"])
+    return report.patients_of(summary)
 
 
 def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from hqinet import statistics
 from hqinet.metrics import METRICS
-from hqinet.report import page_template
+from hqinet.report import page_template, patients_of
 
 SHOWN = ("psnr", "psnr_window", "ssim_window", "rmse", "noise_removed", "edge_sharpness")
 
@@ -46,7 +46,7 @@ def write(left: dict[str, Any], right: dict[str, Any], folder: Path) -> pd.DataF
 
 
 def _restored(summary: dict[str, Any]) -> pd.DataFrame:
-    table = pd.DataFrame(summary["patients"])
+    table = patients_of(summary)
     return table[table["image"] == "restored"]
 
 

@@ -97,6 +97,12 @@ def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def patients_of(summary: dict[str, Any]) -> pd.DataFrame:
+    """The `per_patient` table in a `summary.json`; null is NaN again."""
+    table = pd.DataFrame(summary["patients"])
+    return table.astype({name: float for name in METRICS if name in table})
+
+
 def page_template(name: str) -> jinja2.Template:
     """A page's template; what is not defined is an error, what is text is escaped."""
     environment = jinja2.Environment(
