@@ -43,6 +43,8 @@ def print_ingest(result: dict[str, Any]) -> None:
     if result["accepted"]:
         print_table("Accepted", keys, ([row[key] for key in keys] for row in result["accepted"]))
     print_refused(result["refused"])
+    if result["changed"]:
+        print_line(f"changed since they were last accepted: {', '.join(result['changed'])}")
     print_line(
         f"commit {result['commit']}: {len(result['accepted'])} accepted, "
         f"{len(result['refused'])} refused, {result['unchanged']} unchanged"
