@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from storage.errors import Conflict, DatasetError, StorageError
@@ -158,7 +158,7 @@ class Catalog:
         """
         table = self._table(commit)
         with storage_errors(str(self.location)):
-            content = table.to_pyarrow_table().select(SCHEMA.names)
+            content = content_of(table, SCHEMA.names)
         columns = [column.to_pylist() for column in content.columns]
         for index, name in enumerate(SCHEMA.names):
             if name in _LISTS:
@@ -204,7 +204,7 @@ class Catalog:
         values: set[str] = set()
         for commit in range(self._table(None).version() + 1):
             with storage_errors(str(self.location)):
-                column = self._table(commit).to_pyarrow_table(columns=[name]).column(name)
+                column = content_of(self._table(commit), [name]).column(name)
             values.update(v for v in column.to_pylist() if v is not None)
         return values
 
@@ -242,6 +242,16 @@ class Catalog:
                     ) from error
             with storage_errors(str(self.location)):
                 raise
+
+
+def content_of(table: DeltaTable, columns: list[str]) -> pa.Table:
+    """The rows of a Delta table, read by Delta's own engine.
+
+    Arrow's reader threads may outlive a short command, and then abort it at its end.
+    """
+    query = QueryBuilder().register("rows", table)
+    names = ", ".join(f'"{name}"' for name in columns)
+    return pa.table(query.execute(f"select {names} from rows").read_all())  # noqa: S608 - our names
 
 
 def _properties(metadata: Mapping[str, Any]) -> CommitProperties:

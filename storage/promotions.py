@@ -14,6 +14,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+from storage.catalog import content_of
 from storage.errors import Conflict, StorageError
 from storage.location import Location, storage_errors
 
@@ -87,7 +88,7 @@ class Promotions:
         self._create()
         table = self._table()
         with storage_errors(str(self._location)):
-            rows = table.to_pyarrow_table().sort_by("number").to_pylist()
+            rows = content_of(table, SCHEMA.names).sort_by("number").to_pylist()
         return History(table.version(), tuple(map(_entry, rows)))
 
     def append(self, entry: Entry, after: History) -> None:
