@@ -158,7 +158,7 @@ class Catalog:
         """
         table = self._table(commit)
         with storage_errors(str(self.location)):
-            content = content_of(table, SCHEMA.names)
+            content = content_of(table, SCHEMA)
         columns = [column.to_pylist() for column in content.columns]
         for index, name in enumerate(SCHEMA.names):
             if name in _LISTS:
@@ -204,7 +204,9 @@ class Catalog:
         values: set[str] = set()
         for commit in range(self._table(None).version() + 1):
             with storage_errors(str(self.location)):
-                column = content_of(self._table(commit), [name]).column(name)
+                column = content_of(self._table(commit), pa.schema([SCHEMA.field(name)])).column(
+                    name
+                )
             values.update(v for v in column.to_pylist() if v is not None)
         return values
 
@@ -244,14 +246,15 @@ class Catalog:
                 raise
 
 
-def content_of(table: DeltaTable, columns: list[str]) -> pa.Table:
+def content_of(table: DeltaTable, schema: pa.Schema) -> pa.Table:
     """The rows of a Delta table, read by Delta's own engine.
 
     Arrow's reader threads may outlive a short command, and then abort it at its end.
     """
     query = QueryBuilder().register("rows", table)
-    names = ", ".join(f'"{name}"' for name in columns)
-    return pa.table(query.execute(f"select {names} from rows").read_all())  # noqa: S608 - our names
+    names = ", ".join(f'"{name}"' for name in schema.names)
+    rows = query.execute(f"select {names} from rows").read_all()  # noqa: S608 - our own names
+    return pa.table(rows).cast(schema)
 
 
 def _properties(metadata: Mapping[str, Any]) -> CommitProperties:

@@ -88,7 +88,7 @@ class Promotions:
         self._create()
         table = self._table()
         with storage_errors(str(self._location)):
-            rows = content_of(table, SCHEMA.names).sort_by("number").to_pylist()
+            rows = content_of(table, SCHEMA).sort_by("number").to_pylist()
         return History(table.version(), tuple(map(_entry, rows)))
 
     def append(self, entry: Entry, after: History) -> None:
