@@ -65,10 +65,7 @@ def ingest(
 
     with quiet():
         result = flow.ingest(str(source), cohort, ingest_settings(cohort_file)).model_dump()
-    if as_json:
-        printing.print_json(result)
-    else:
-        printing.print_ingest(result)
+    printing.answer(result, printing.print_ingest, as_json=as_json)
     leave(refused=strict and bool(result["refused"]))
 
 
@@ -91,12 +88,7 @@ def train(
 
     with quiet():
         result = flow.train(recipe, commit, resume, overrides or []).model_dump()
-    if as_json:
-        printing.print_json(result)
-    else:
-        printing.print_line(
-            f"model version {result['model']}: run {result['run']}, commit {result['commit']}"
-        )
+    printing.answer(result, printing.print_training, as_json=as_json)
 
 
 @app.command()
@@ -114,10 +106,7 @@ def evaluate(
 
     with quiet():
         result = flow.evaluate(model, commit, split).model_dump()
-    if as_json:
-        printing.print_json(result)
-    else:
-        printing.print_evaluation(result)
+    printing.answer(result, printing.print_evaluation, as_json=as_json)
 
 
 @app.command()
@@ -136,10 +125,7 @@ def promote(
 
     with quiet():
         result = flow.rollback_promotion() if rollback else flow.promote(candidate, commit, policy)
-    if as_json:
-        printing.print_json(result.model_dump())
-    else:
-        printing.print_verdict(result.model_dump())
+    printing.answer(result.model_dump(), printing.print_verdict, as_json=as_json)
     leave(refused=result.verdict == "refused")
 
 
@@ -162,10 +148,7 @@ def pipeline(
     settings = ingest_settings(cohort_file)
     with quiet():
         result = flow.pipeline(str(source), cohort, recipe, policy, settings).model_dump()
-    if as_json:
-        printing.print_json(result)
-    else:
-        printing.print_pipeline(result)
+    printing.answer(result, printing.print_pipeline, as_json=as_json)
     refused = bool(result["ingest"]["refused"]) or result["promote"]["verdict"] == "refused"
     leave(refused=strict and refused)
 
@@ -179,11 +162,9 @@ def demo(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
 
     with quiet():
         result = flow.demo().model_dump()
-    if as_json:
-        printing.print_json(result)
-    else:
+    if not as_json:
         printing.print_line(flow.NOTICE)
-        printing.print_pipeline(result)
+    printing.answer(result, printing.print_pipeline, as_json=as_json)
 
 
 @app.command()
@@ -196,10 +177,7 @@ def models(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
         {"version": row.version, "aliases": list(row.aliases), "run": row.run, **row.tags}
         for row in places.registry().versions()
     ]
-    if as_json:
-        printing.print_json({"models": rows})
-    else:
-        printing.print_models(rows)
+    printing.answer({"models": rows}, printing.print_models, as_json=as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import places
+from flows import lineage, places
 from flows.settings import EvaluateSettings, Settings
 from hqinet import comparison, gate, report
 from hqinet.devices import pick_device
@@ -75,7 +75,7 @@ def evaluate(
             )
             for row in patients
         ]
-    verdict = gate.judge(rules, tabulate(results), champion, lineage(version))
+    verdict = gate.judge(rules, tabulate(results), champion, lineage.stated(version))
     return write_report(version, snapshot, split, results, champion, verdict)
 
 
@@ -87,13 +87,12 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
         raise EvaluationError(
             f"commit {snapshot.commit} has no patient in the {split} split; ingest more patients"
         )
-    if "training_patients" not in version.tags:
+    if lineage.training_patients(version) is None:
         raise EvaluationError(
             f"model version {version.version} does not say which patients it was trained on; "
             f"`hqinet train --resume {version.run}` completes its tags"
         )
-    trained = set(json.loads(version.tags["training_patients"]))
-    leaked = sorted(trained & {row.patient for row in patients})
+    leaked = lineage.leaked(version, patients)
     if leaked:
         raise EvaluationError(
             f"model version {version.version} was trained on {', '.join(leaked)} of the {split} "
@@ -152,12 +151,6 @@ def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | No
         artifact = f"{_artifact(commit, split)}/summary.json"
         path = places.registry().fetch(run, artifact, Path(folder))
         return None if path is None else json.loads(path.read_text())
-
-
-def lineage(version: ModelVersion) -> dict[str, str]:
-    """What a version must say of its making to be promoted."""
-    tags = ("commit", "digest", "recipe", "training_patients", "code_version")
-    return {"run": version.run} | {tag: version.tags.get(tag, "") for tag in tags}
 
 
 def tabulate(results: list[PatientResult]) -> pd.DataFrame:

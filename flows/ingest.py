@@ -4,6 +4,7 @@ Headers are scanned, series paired, pairs converted on Dask, and all that was de
 at once. Whatever is wrong refuses that series or pair alone, with a reason.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -228,10 +229,15 @@ def commit(delivery: Delivery, planned: Plan, rows: list[Row]) -> IngestResult:
         )
         return decided.rows
 
+    # Rules of a cohort file may name persons: a pattern for one, a folder.
+    rules = delivery.rules.model_dump(mode="json", exclude_defaults=True)
+    if delivery.names.on:
+        rules = {"pseudonymise": True, "digest": delivery.names.digest(json.dumps(rules))}
+
     def details() -> dict[str, object]:
         return {
             "settings": delivery.settings.model_dump(mode="json", exclude={"cohort_file"}),
-            "rules": delivery.rules.model_dump(mode="json", exclude_defaults=True),
+            "rules": rules,
             "new": len(decided.accepted) - len(decided.changed),
             "changed": decided.changed,
             "unchanged": len(decided.unchanged),

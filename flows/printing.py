@@ -1,7 +1,7 @@
 """What the `hqinet` command prints: one JSON object, or tables for people."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,14 @@ if not console.is_terminal:
 def print_json(content: Any) -> None:  # noqa: ANN401 - any JSON value
     """The one machine-readable object on standard output."""
     print(json.dumps(content, default=_plain))  # noqa: T201 - this is the output
+
+
+def answer(result: Any, show: Callable[[Any], None], *, as_json: bool) -> None:  # noqa: ANN401 - as above
+    """Print a command's result: as JSON if that was asked for, else with `show`, for people."""
+    if as_json:
+        print_json(result)
+    else:
+        show(result)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -49,6 +57,11 @@ def print_ingest(result: dict[str, Any]) -> None:
         f"commit {result['commit']}: {len(result['accepted'])} accepted, "
         f"{len(result['refused'])} refused, {result['unchanged']} unchanged"
     )
+
+
+def print_training(result: dict[str, Any]) -> None:
+    """The run and version of a training."""
+    print_line(f"model version {result['model']}: run {result['run']}, commit {result['commit']}")
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
@@ -84,7 +97,7 @@ def print_pipeline(result: dict[str, Any]) -> None:
     print_evaluation(result["evaluate"])
 
 
-def print_models(rows: Sequence[dict[str, Any]]) -> None:
+def print_models(result: dict[str, Any]) -> None:
     """Model versions, newest first."""
     keys = ("version", "aliases", "recipe", "commit", "verdict", "verdict_reasons")
     print_table(
@@ -92,7 +105,7 @@ def print_models(rows: Sequence[dict[str, Any]]) -> None:
         keys,
         (
             [", ".join(row["aliases"]) if key == "aliases" else row.get(key) for key in keys]
-            for row in rows
+            for row in result["models"]
         ),
     )
 

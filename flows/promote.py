@@ -8,8 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import places
-from flows.evaluate import evaluated, lineage
+from flows import lineage, places
+from flows.evaluate import evaluated
 from hqinet import gate
 from storage.dataset import Snapshot
 from storage.errors import Conflict, StorageError
@@ -113,9 +113,9 @@ def judge(
             continue
         table = evaluated(judged, snapshot, SPLIT)
         if table is None:
-            return _no_report(judged, snapshot.commit)
+            return _no_report(judged, snapshot)
         tables.append(table)
-    return gate.judge(policy, tables[0], tables[1], lineage(version))
+    return gate.judge(policy, tables[0], tables[1], lineage.stated(version))
 
 
 @task(cache_policy=NO_CACHE)
@@ -168,14 +168,26 @@ def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
     )
 
 
-def _no_report(version: ModelVersion, commit: int) -> gate.Verdict:
+def _no_report(version: ModelVersion, snapshot: Snapshot) -> gate.Verdict:
+    commit = snapshot.commit
+    leaked = lineage.leaked(version, snapshot.patients(SPLIT))
+    if leaked:
+        reason = (
+            f"version {version.version} was trained on {', '.join(leaked)}, now in the {SPLIT} "
+            f"split of commit {commit}, so that no fair comparison exists; move them back with "
+            "`hqinet dataset splits import`, or judge on an earlier commit (--commit)"
+        )
+    else:
+        reason = (
+            f"version {version.version} was not evaluated on commit {commit}; run "
+            f"`hqinet evaluate --model {version.version} --commit {commit}`"
+        )
     missing = gate.Outcome(
         rule="report present",
         passed=False,
         figure=None,
         required=f"an evaluation on the {SPLIT} split of commit {commit}",
-        reason=f"version {version.version} was not evaluated on commit {commit}; run "
-        f"`hqinet evaluate --model {version.version} --commit {commit}`",
+        reason=reason,
     )
     return gate.Verdict(passed=False, outcomes=[missing])
 

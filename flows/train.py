@@ -1,6 +1,5 @@
 """The training flow: a pinned commit and a recipe become a run and a registered model version."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from pydantic import BaseModel
 
-from flows import places, training_job
+from flows import lineage, places, training_job
 from flows.progress import Display
 from flows.settings import Settings, TrainSettings
 from flows.training_job import Job
@@ -23,7 +22,7 @@ from hqinet.export import deployable, example_windows
 from hqinet.recipe import Recipe, load_recipe
 from hqinet.stopping import TrainingError
 from hqinet.training import BEST
-from storage.dataset import code_version
+from storage.provenance import code_version
 from storage.registry import DatasetInputs
 
 DEFAULTS = Settings().train
@@ -70,11 +69,11 @@ def open_run(recipe: str, overrides: list[str], commit: int | None, settings: Tr
     inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)
     run = registry.start(f"{loaded.name}-commit-{snapshot.commit}", flatten(loaded), inputs)
     registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
-    folder = Settings().runs / run
-    folder.mkdir(parents=True)
-    job = Job(run=run, folder=folder, commit=snapshot.commit, recipe=loaded, device=settings.device)
-    (folder / "run.json").write_text(job.model_dump_json(indent=1))
-    registry.log_file(run, folder / "run.json")
+    job = Job(run=run, commit=snapshot.commit, recipe=loaded, device=settings.device)
+    job.folder.mkdir(parents=True)
+    file = job.folder / "run.json"
+    file.write_text(job.model_dump_json(indent=1))
+    registry.log_file(run, file)
     return job
 
 
@@ -85,9 +84,7 @@ def reopen_run(run: str, settings: TrainSettings) -> Job:
     file = Settings().runs / run / "run.json"
     if not file.exists():
         raise TrainingError(f"run {run} left no folder here; resume it on the machine it ran on")
-    job = Job.model_validate_json(file.read_text()).model_copy(
-        update={"device": settings.device, "folder": file.parent}
-    )
+    job = Job.model_validate_json(file.read_text()).model_copy(update={"device": settings.device})
     file.write_text(job.model_dump_json(indent=1))
     return job
 
@@ -149,14 +146,7 @@ def register(job: Job) -> TrainResult:
     registry = places.registry()
     snapshot = places.dataset().snapshot(job.commit)
     network, _ = load_network(job.folder / BEST)
-    patients = [row.patient for row in snapshot.patients("train")]
-    tags = {
-        "commit": str(snapshot.commit),
-        "digest": snapshot.digest,
-        "recipe": job.recipe.name,
-        "training_patients": json.dumps(patients),
-        "code_version": code_version(),
-    }
+    tags = lineage.tags(snapshot, job.recipe.name)
     version = registry.register(job.run, deployable(network), example_windows().numpy(), tags)
     registry.finish(job.run)
     get_run_logger().info("run %s is model version %d", job.run, version)

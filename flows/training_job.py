@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import places
 from flows.progress import Display
+from flows.settings import Settings
 from hqinet import training
 from hqinet.pictures import panel, save_curves
 from hqinet.recipe import Recipe
@@ -35,10 +36,14 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     run: str
-    folder: Path
     commit: int
     recipe: Recipe
     device: str
+
+    @property
+    def folder(self) -> Path:
+        """Of the run: checkpoints, pictures, and the job itself."""
+        return Settings().runs / self.run
 
 
 class Progress(Protocol):

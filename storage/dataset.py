@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from storage import volumes
 from storage.catalog import SCHEMA, Catalog, Commit, Row, rows_digest
 from storage.errors import Conflict, DatasetError
 from storage.location import Location
+from storage.provenance import code_version
 from storage.splits import SPLITS
 from storage.volumes import Volume
 
@@ -189,14 +189,6 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
         "refused": of_status["refused"],
         **{split: of_split[split] for split in SPLITS},
     }
-
-
-def code_version() -> str:
-    """The installed version of this project."""
-    try:
-        return version("hqinet")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _patient_row(row: Row) -> PatientRow:

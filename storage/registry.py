@@ -15,6 +15,7 @@ from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
@@ -90,8 +91,8 @@ class Registry:
         """Mark a run as running again, for a resumed training; returns its tags."""
         try:
             tags = self._client.get_run(run).data.tags
-        except MlflowException:
-            raise RegistryError(f"no run {run!r}; `hqinet models` lists runs by version") from None
+        except MlflowException as error:
+            raise _missing_run(run, error) from error
         self._client.update_run(run, status="RUNNING")
         return tags
 
@@ -139,8 +140,8 @@ class Registry:
         try:
             if path not in (entry.path for entry in self._client.list_artifacts(run, parent)):
                 return None
-        except MlflowException:
-            raise RegistryError(f"no run {run!r}; `hqinet models` lists runs by version") from None
+        except MlflowException as error:
+            raise _missing_run(run, error) from error
         into.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run, path, str(into)))
 
@@ -188,7 +189,7 @@ class Registry:
         try:
             found = self._client.search_model_versions(f"name = '{MODEL}'")
         except MlflowException as error:
-            raise RegistryError(f"MLflow does not answer: {str(error)[:300]}") from error
+            raise _trouble(error) from error
         if not found:
             return []
         aliases = self._client.get_registered_model(MODEL).aliases
@@ -268,3 +269,13 @@ class MetricBuffer:
     def _write(self) -> None:
         rows, self._rows = self._rows, []
         self._registry.log_metrics(self._run, rows)
+
+
+def _missing_run(run: str, error: MlflowException) -> RegistryError:
+    if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+        return RegistryError(f"no run {run!r}; `hqinet models` lists runs by version")
+    return _trouble(error)
+
+
+def _trouble(error: MlflowException) -> RegistryError:
+    return RegistryError(f"MLflow does not do what was asked: {str(error)[:300]}")

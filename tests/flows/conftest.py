@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 # Prefect reads its settings when it is imported, which collecting these tests does.
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="hqinet-prefect-")
+_PREFECT_HOME = tempfile.TemporaryDirectory(prefix="hqinet-prefect-", ignore_cleanup_errors=True)
+os.environ["PREFECT_HOME"] = _PREFECT_HOME.name
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 

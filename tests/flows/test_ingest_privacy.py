@@ -65,7 +65,7 @@ def source(tmp_path_factory, series) -> Path:
 @pytest.fixture(scope="module")
 def cohort_file(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("cohort") / "cohort.toml"
-    file.write_text("pseudonymise = true\n")
+    file.write_text(f"pseudonymise = true\nignore = ['folder of {SECRET} senior']\n")
     return file
 
 

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flows import places
+from flows import lineage, places
 from flows.evaluate import EvaluationError, compare, evaluate, evaluation_summary
 from flows.ingest import ingest
 from flows.promote import PromotionError, promote, rollback_promotion
 from storage.registry import DatasetInputs
+from storage.upkeep import import_splits
 
 
 class Smoother(nn.Module):
@@ -175,3 +176,16 @@ def test_two_reports_stand_side_by_side(champion):
     assert f"model {version}" in page.read_text()
     with pytest.raises(EvaluationError, match="validation split"):
         compare(*runs, split="validation")
+
+
+def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason(champion):
+    dataset, registry = places.dataset(), places.registry()
+    moved = dataset.snapshot().patients("train")[0].patient
+    registry.tag_version(registry.champion().version, lineage.patient_tags([moved]))
+    import_splits(dataset, f"patient,split\n{moved},test\n")
+    version = register(0.33)
+    evaluate(str(version))
+    result = promote(version)
+    assert result.verdict == "refused"
+    assert f"was trained on {moved}" in result.reasons[0]
+    assert "splits import" in result.reasons[0]

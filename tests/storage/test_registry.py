@@ -93,3 +93,10 @@ def test_artifacts_come_back(registry, run, tmp_path):
     path = registry.fetch(run, "evaluation/commit-3-test/a.csv", tmp_path / "back")
     assert path.read_text() == "x\n1\n"
     assert registry.fetch(run, "evaluation/commit-9-test/a.csv", tmp_path / "back") is None
+
+
+def test_a_server_that_is_away_is_not_taken_for_a_missing_run(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Registry("http://127.0.0.1:9", None)
+    with pytest.raises(RegistryError, match="MLflow does not"):
+        away.reopen("0" * 32)
