@@ -16,9 +16,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqinet.scene import BINS, TISSUES, Scene, box_mean, gradient, grey_levels, window
-
-SSIM_SIZE = 7
+from hqinet.scene import (
+    BINS,
+    SSIM_SIZE,
+    TISSUES,
+    Scene,
+    box_mean,
+    dot,
+    gradient,
+    grey_levels,
+    window,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,11 @@ class Comparison:
     def error(self) -> Tensor:
         """Image less reference, HU."""
         return self.image - self.scene.full
+
+    @cached_property
+    def squared(self) -> Tensor:
+        """Squared error, HU^2."""
+        return self.error.square()
 
     @cached_property
     def held_error(self) -> Tensor:
@@ -56,11 +69,7 @@ class Comparison:
     @cached_property
     def ssim(self) -> Tensor:
         """Map of structural similarity as displayed, (n, rows - 6, columns - 6)."""
-        return ssim_map(self.shown, self.scene.shown)
-
-    def mean(self, x: Tensor, region: str) -> Tensor:
-        """Mean of a map over a region: (n,); NaN where the region is empty."""
-        return _dot(x, self.scene.weights[region])
+        return ssim_map(self.shown, self.scene.shown, self.scene.shown_mean)
 
 
 @dataclass(frozen=True)
@@ -86,14 +95,13 @@ def l1(c: Comparison) -> Tensor:
 
 def nmse(c: Comparison) -> Tensor:
     """Squared error over the reference's energy, over the paper's range; NaN for an empty slice."""
-    full = c.scene.full + 1024
-    return _ratio(_dot(c.error, c.error), _dot(full, full))
+    return _ratio(c.squared.sum((1, 2)), c.scene.energy)
 
 
 def psnr(c: Comparison) -> Tensor:
     """10 log10(MAX^2 / MSE) in dB, MAX the reference slice's maximum (Eq. 5, slip mended)."""
-    peak = c.scene.full.amax((1, 2)) + 1024
-    return _decibel(torch.where(peak > 0, peak.square(), torch.nan), _mean_square(c.error))
+    peak = c.scene.peak
+    return _decibel(torch.where(peak > 0, peak.square(), torch.nan), c.squared.mean((1, 2)))
 
 
 def mutual_information(c: Comparison) -> Tensor:
@@ -102,7 +110,7 @@ def mutual_information(c: Comparison) -> Tensor:
     joint = torch.stack([torch.bincount(row, minlength=BINS * BINS) for row in codes.flatten(1)])
     p = joint.reshape(-1, BINS, BINS) / codes[0].numel()
     shared = _entropy(p.sum(2)) + _entropy(p.sum(1)) - _entropy(p)
-    return torch.where(c.error.isnan().any(2).any(1), torch.nan, shared)
+    return torch.where(c.error.sum((1, 2)).isnan(), torch.nan, shared)
 
 
 def rmse(c: Comparison) -> Tensor:
@@ -112,7 +120,7 @@ def rmse(c: Comparison) -> Tensor:
 
 def rmse_body(c: Comparison) -> Tensor:
     """Root mean squared error in HU inside the body; NaN without body."""
-    return c.mean(c.held_error.square(), "body").sqrt()
+    return c.scene.mean(c.held_error.square(), "body").sqrt()
 
 
 def psnr_window(c: Comparison) -> Tensor:
@@ -122,7 +130,7 @@ def psnr_window(c: Comparison) -> Tensor:
 
 def psnr_window_body(c: Comparison) -> Tensor:
     """PSNR in dB inside the display window and inside the body; NaN without body."""
-    return _decibel(1, c.mean(c.shown_error.square(), "body"))
+    return _decibel(1, c.scene.mean(c.shown_error.square(), "body"))
 
 
 def ssim_window(c: Comparison) -> Tensor:
@@ -139,13 +147,13 @@ def ssim_window_body(c: Comparison) -> Tensor:
 
 def tissue_bias(c: Comparison, *, tissue: str) -> Tensor:
     """Mean difference from the reference in HU inside a tissue; NaN where there is none."""
-    return c.mean(c.error, tissue)
+    return c.scene.mean(c.error, tissue)
 
 
 def tissue_sd(c: Comparison, *, tissue: str) -> Tensor:
     """Standard deviation in HU of the difference from the reference inside a tissue."""
-    bias = c.mean(c.error, tissue)
-    return c.mean((c.error - bias[:, None, None]).square(), tissue).sqrt()
+    power, bias = c.scene.mean(c.squared, tissue), c.scene.mean(c.error, tissue)
+    return (power - bias.square()).clamp_min(0).sqrt()
 
 
 def noise_removed(c: Comparison) -> Tensor:
@@ -153,8 +161,8 @@ def noise_removed(c: Comparison) -> Tensor:
 
     1 - |image - full|^2 / |low - full|^2; NaN where the low-dose slice equals the reference.
     """
-    left = c.mean(c.error.square(), "body")
-    return 1 - _ratio(left, c.mean(c.scene.noise.square(), "body"))
+    _, power = c.scene.noise_moments
+    return 1 - _ratio(c.scene.mean(c.squared, "body"), power)
 
 
 def noise_likeness(c: Comparison) -> Tensor:
@@ -162,9 +170,11 @@ def noise_likeness(c: Comparison) -> Tensor:
 
     Below one, structure was removed with the noise or noise was left.
     """
-    removed, noise = (x - c.mean(x, "body")[:, None, None] for x in (c.removed, c.scene.noise))
-    spread = c.mean(removed.square(), "body") * c.mean(noise.square(), "body")
-    return _ratio(c.mean(removed * noise, "body"), spread.sqrt())
+    mean, power = c.scene.noise_moments
+    removed = c.scene.mean(c.removed, "body")
+    shared = c.scene.mean(c.removed * c.scene.noise, "body") - removed * mean
+    spread = c.scene.mean(c.removed.square(), "body") - removed.square()
+    return _ratio(shared, (spread * (power - mean.square())).clamp_min(0).sqrt())
 
 
 def edge_sharpness(c: Comparison) -> Tensor:
@@ -172,8 +182,8 @@ def edge_sharpness(c: Comparison) -> Tensor:
 
     Sum of grad(image).grad(full) over |grad(full)|^2, on the 5 % steepest pixels of the reference.
     """
-    kept = (gradient(c.image) * c.scene.slope).sum(1)
-    return _ratio(c.mean(kept, "edges"), c.mean(c.scene.slope.square().sum(1), "edges"))
+    kept = sum(ours * theirs for ours, theirs in zip(gradient(c.image), c.scene.slope, strict=True))
+    return _ratio(c.scene.mean(kept, "edges"), c.scene.steepness)
 
 
 METRICS: dict[str, Metric] = {
@@ -206,30 +216,28 @@ def measure(image: Tensor, scene: Scene) -> dict[str, Tensor]:
     return {name: metric.function(comparison).cpu() for name, metric in METRICS.items()}
 
 
-def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+def ssim_map(x: Tensor, y: Tensor, mean_y: Tensor) -> Tensor:
     """Structural similarity of `x` and `y` (n, rows, columns), data range 1, border left out.
 
-    Only the sum of the two variances enters, so one window of x^2 + y^2 serves for both.
+    mean_y: window means of `y`, which serve for every image that is held against it. Only the sum
+    of the two variances enters, so that one window of x^2 + y^2 serves for both.
     """
-    mean_x, mean_y = box_mean(x, SSIM_SIZE), box_mean(y, SSIM_SIZE)
-    product, power = mean_x * mean_y, mean_x.square().addcmul_(mean_y, mean_y)
+    mean_x = box_mean(x, SSIM_SIZE)
+    product, power = mean_x * mean_y, mean_x.square_().addcmul_(mean_y, mean_y)
     unbiased = SSIM_SIZE**2 / (SSIM_SIZE**2 - 1)
-    covariance = unbiased * (box_mean(x * y, SSIM_SIZE) - product)
-    variances = unbiased * (box_mean((x * x).addcmul_(y, y), SSIM_SIZE) - power)
+    covariance = box_mean(x * y, SSIM_SIZE).sub_(product).mul_(unbiased)
+    variances = box_mean((x * x).addcmul_(y, y), SSIM_SIZE).sub_(power).mul_(unbiased)
     c1, c2 = 0.01**2, 0.03**2
-    return (2 * product + c1) * (2 * covariance + c2) / ((power + c1) * (variances + c2))
+    alike = product.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+    return alike.div_(power.add_(c1).mul_(variances.add_(c2)))
 
 
 def _entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).flatten(1).sum(1)
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
-
-
 def _mean_square(x: Tensor) -> Tensor:
-    return _dot(x, x) / x[0].numel()
+    return dot(x, x) / x[0].numel()
 
 
 def _decibel(signal: Tensor | float, noise: Tensor) -> Tensor:

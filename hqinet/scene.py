@@ -24,6 +24,8 @@ LIMB = 0.05
 """Of the largest part's size: what another part of the body has at least."""
 TISSUE_HU = -30.0
 """Median that another part of the body exceeds."""
+SSIM_SIZE = 7
+"""Pixels a side of the windows of structural similarity."""
 BINS = 256
 """Of a histogram of grey levels."""
 
@@ -58,24 +60,22 @@ def window(hu: Tensor, shown: Window) -> Tensor:
 class Scene:
     """Slices of one patient with all that a metric may need; every tensor is (n, rows, columns).
 
-    full, low: float32 HU. slope: the reference's gradient, HU a pixel, (n, 2, rows, columns).
-    regions: bool for "body", each name in TISSUES, and "edges" (the steepest pixels of the
+    full, low: float32 HU. slope: the reference's gradient, y and x, HU a pixel. regions: bool for "body", each name in TISSUES, and "edges" (the steepest pixels of the
     reference inside the body).
     """
 
     full: Tensor
     low: Tensor
     window: Window
-    slope: Tensor
+    slope: tuple[Tensor, Tensor]
     regions: dict[str, Tensor]
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """Of each region, float32 that sum to one over a slice; NaN where the region is empty."""
-        return {
-            name: region.float() / region.sum((1, 2), keepdim=True)
-            for name, region in self.regions.items()
-        }
+        # As bytes: a CPU turns those into floats several times faster than it does truth values.
+        masks = {name: region.view(torch.uint8).float() for name, region in self.regions.items()}
+        return {name: mask / mask.sum((1, 2), keepdim=True) for name, mask in masks.items()}
 
     @cached_property
     def noise(self) -> Tensor:
@@ -86,6 +86,37 @@ class Scene:
     def shown(self) -> Tensor:
         """The reference as displayed, 0..1."""
         return window(self.full, self.window)
+
+    @cached_property
+    def shown_mean(self) -> Tensor:
+        """Window means of the reference as displayed, (n, rows - 6, columns - 6)."""
+        return box_mean(self.shown, SSIM_SIZE)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        """Of the reference over the paper's range, HU^2 summed: (n,)."""
+        above = self.full + 1024
+        return dot(above, above)
+
+    @cached_property
+    def peak(self) -> Tensor:
+        """The reference's maximum over the paper's range, HU: (n,)."""
+        return self.full.amax((1, 2)) + 1024
+
+    @cached_property
+    def noise_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and mean square of the noise in the body, HU and HU^2: (n,) each."""
+        return self.mean(self.noise, "body"), self.mean(self.noise.square(), "body")
+
+    @cached_property
+    def steepness(self) -> Tensor:
+        """Mean square gradient on the edges: (n,)."""
+        y, x = self.slope
+        return self.mean(y * y + x * x, "edges")
+
+    def mean(self, x: Tensor, region: str) -> Tensor:
+        """Mean of a map over a region: (n,); NaN where the region is empty."""
+        return dot(x, self.weights[region])
 
     @cached_property
     def codes(self) -> Tensor:
@@ -125,39 +156,61 @@ def find_tissues(full: Tensor) -> dict[str, Tensor]:
     The bin is read off a 5x5 mean and shrunk by two pixels: a bin taken from the noisy pixel itself
     would select noise and feign a bias, and a border between lung and muscle is not fat.
     """
-    mean = box_mean(F.pad(full[:, None], (2, 2, 2, 2), mode="replicate"), 5)
-    around = F.pad(mean, (2, 2, 2, 2), mode="replicate")[:, 0]
+    mean = box_mean(F.pad(full[:, None], (2, 2, 2, 2), mode="replicate"), 5)[:, 0]
+    # No value is in two bins, so that one map of a byte a pixel holds them all. Comparisons that
+    # stay in one type, floats first and bytes then, are several times faster on a CPU.
+    bins = torch.zeros_like(mean)
+    for number, (lowest, highest) in enumerate(TISSUES.values(), start=1):
+        above = torch.ge(mean, lowest, out=torch.empty_like(mean))
+        below = torch.le(mean, highest, out=torch.empty_like(mean))
+        bins.add_(above.mul_(below), alpha=number)
+    bins = bins.to(torch.uint8)
+    around = F.pad(bins, (2, 2, 2, 2))
     least, most = box_fold(around, 5, torch.minimum), box_fold(around, 5, torch.maximum)
+    inside = least == most
     return {
-        name: (least >= lowest) & (most <= highest) for name, (lowest, highest) in TISSUES.items()
+        name: inside & (bins == torch.full_like(bins, number))
+        for number, name in enumerate(TISSUES, start=1)
     }
 
 
-def gradient(hu: Tensor) -> Tensor:
-    """Central differences after 3x3 smoothing, HU a pixel: (n, 2, rows, columns), y then x."""
-    smooth = box_mean(F.pad(hu[:, None], (2, 2, 2, 2), mode="replicate"), 3)[:, 0]
+def gradient(hu: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences after 3x3 smoothing, HU a pixel, along y and along x."""
+    smooth = box_mean(F.pad(hu[:, None], (2, 2, 2, 2), mode="replicate"), 3)[:, 0].mul_(0.5)
     dy = smooth[:, 2:, 1:-1] - smooth[:, :-2, 1:-1]
     dx = smooth[:, 1:-1, 2:] - smooth[:, 1:-1, :-2]
-    return torch.stack([dy, dx], dim=1) / 2
+    return dy, dx
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:
     """Mean over size x size windows that lie wholly inside `x` (..., rows, columns)."""
-    return box_fold(x, size, torch.add) / size**2
+    return box_fold(x, size, torch.add).div_(size**2)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of the product of two maps (n, rows, columns): (n,)."""
+    return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
 
 
 def box_fold(x: Tensor, size: int, fold: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Fold (add, minimum, maximum) the size x size windows that lie wholly inside `x`.
 
     Whole-image operations on shifted views, where pooling with stride 1 is several times slower on
-    a CPU.
+    a CPU; of windows of 1, 2, 4, ... pixels, so that seven take four operations an axis.
     """
     for axis in (-1, -2):
         length = x.shape[axis] - size + 1
-        folded = x.narrow(axis, 0, length)
-        for shift in range(1, size):
-            folded = fold(folded, x.narrow(axis, shift, length))
-        x = folded
+        part, width, whole, done = x, 1, None, 0
+        while done < size:
+            if size & width:
+                piece = part.narrow(axis, done, length)
+                whole = piece if whole is None else fold(whole, piece)
+                done += width
+            if done < size:
+                rest = part.shape[axis] - width
+                part = fold(part.narrow(axis, 0, rest), part.narrow(axis, width, rest))
+                width *= 2
+        x = whole
     return x
 
 
@@ -166,12 +219,13 @@ def grey_levels(hu: Tensor) -> Tensor:
     return ((hu + 1024) * (BINS / 4095)).int().clamp_(0, BINS - 1)
 
 
-def find_edges(slope: Tensor, body: Tensor, share: float = 0.05) -> Tensor:
+def find_edges(slope: tuple[Tensor, Tensor], body: Tensor, share: float = 0.05) -> Tensor:
     """The `share` of the body's pixels where the gradient is steepest, ranked by every fourth."""
-    steepness = slope.square().sum(1)
+    y, x = slope
+    steepness = y * y + x * x
     edges = torch.zeros_like(body)
     for slice_, inside, chosen in zip(steepness, body, edges, strict=True):
-        values = slice_[inside][::4]
+        values = slice_.flatten()[::4][inside.flatten()[::4]]
         if values.numel():
             rank = max(1, round(values.numel() * (1 - share)))
             chosen |= inside & (slice_ >= values.kthvalue(rank).values)
