@@ -60,8 +60,8 @@ def window(hu: Tensor, shown: Window) -> Tensor:
 class Scene:
     """Slices of one patient with all that a metric may need; every tensor is (n, rows, columns).
 
-    full, low: float32 HU. slope: the reference's gradient, y and x, HU a pixel. regions: bool for "body", each name in TISSUES, and "edges" (the steepest pixels of the
-    reference inside the body).
+    full, low: float32 HU. slope: the reference's gradient, y and x, HU a pixel. regions: bool for
+    "body", each name in TISSUES, and "edges" (the steepest pixels of the reference in the body).
     """
 
     full: Tensor
