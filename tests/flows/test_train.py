@@ -1,6 +1,5 @@
 """Training as a flow: retried from the checkpoint, stopped and resumed, on several processes."""
 
-import json
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ from flows.ingest import ingest
 from flows.settings import TrainSettings
 from flows.train import train
 from hqinet.checkpoint import load_checkpoint, load_network
+from storage.registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -64,33 +64,56 @@ def test_two_processes_train_one_model(cohort, home, tiny_recipe):
     assert [row.step for row in losses] == [1, 2, 3, 4, 5, 6]
 
 
-def test_sigterm_saves_and_the_run_is_resumed(
+def begun(command, *arguments: object) -> subprocess.Popen[str]:
+    """A training that has written another checkpoint."""
+    runs = command.home / "runs"
+
+    def checkpoints() -> list[float]:
+        return [file.stat().st_mtime for file in runs.glob("*/checkpoint.pt")]
+
+    before = checkpoints()
+    process = subprocess.Popen(
+        [*command.program, "train", *arguments, "--home", command.home],
+        env=command.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while checkpoints() == before and time.monotonic() < end:
+        time.sleep(0.05)
+    return process
+
+
+def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
     hqinet, tmp_path, tiny_cohort, tiny_recipe, prefect_server
 ):
     command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
     command.json("ingest", tiny_cohort)
     recipe = tmp_path / "long.toml"
-    text = Path(tiny_recipe).read_text()
-    recipe.write_text(text.replace("steps_per_epoch = 3", "steps_per_epoch = 90"))
-    process = subprocess.Popen(
-        [*command.program, "train", "--recipe", recipe, "--home", command.home],
-        env=command.environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    runs = command.home / "runs"
-    end = time.monotonic() + 120
-    while not list(runs.glob("*/checkpoint.pt")) and time.monotonic() < end:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    (run,) = runs.iterdir()
+    text = Path(tiny_recipe).read_text().replace("epochs = 2", "epochs = 3")
+    recipe.write_text(text.replace("steps_per_epoch = 3", "steps_per_epoch = 30"))
+
+    killed = begun(command, "--recipe", recipe)
+    killed.kill()
+    killed.communicate(timeout=60)
+    (run,) = (command.home / "runs").iterdir()
+    assert load_checkpoint(run / "checkpoint.pt")["step"] == 30
+
+    terminated = begun(command, "--resume", run.name)
+    terminated.send_signal(signal.SIGTERM)
+    _, errors = terminated.communicate(timeout=60)
     stopped = load_checkpoint(run / "checkpoint.pt")["step"]
-    assert 90 <= stopped < 180
-    assert process.returncode == 1
+    assert 60 <= stopped < 90
+    assert terminated.returncode == 1
     assert f"step {stopped}" in errors
     assert len(errors.strip().splitlines()) == 1
+
     resumed = command.json("train", "--resume", run.name)
     assert resumed["run"] == run.name
-    assert load_checkpoint(run / "checkpoint.pt")["step"] == 180
-    assert json.loads((run / "run.json").read_text())["commit"] == 1
+    assert load_checkpoint(run / "checkpoint.pt")["step"] == 90
+    losses = registry_of(command)._client.get_metric_history(run.name, "loss")
+    assert {row.step for row in losses} == set(range(1, 91))
+
+
+def registry_of(command) -> Registry:
+    return Registry(f"sqlite:///{command.home}/mlflow/mlflow.db", None)
