@@ -8,10 +8,10 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import dask
@@ -47,19 +47,24 @@ class Workers:
         self._settings = settings
         self._scratch = scratch
         self._stack = ExitStack()
-        self._client: Client | None = None
+        self._starter = self._stack.enter_context(ThreadPoolExecutor(1))
+        self._client: Future[Client] | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self._client = None
+
+    def start(self) -> None:
+        """Begin to start the workers, which takes seconds; what prevents it is raised by `run`."""
+        if self._client is None:
+            self._client = self._starter.submit(self._open)
+
+    @property
+    def are_up(self) -> bool:
+        """Whether work can begin at once."""
+        return self._client is not None and self._client.done()
 
     def run(
         self, function: Callable[[Item], Result], items: Iterable[Item], retries: int
@@ -74,7 +79,8 @@ class Workers:
         first = list(islice(waiting, _IN_FLIGHT))
         if not first:
             return
-        client = self._open()
+        self.start()
+        client = self._client.result()
         item_of = {
             client.submit(function, item, retries=retries, pure=False): item for item in first
         }
@@ -89,10 +95,11 @@ class Workers:
                 done.add(new)
 
     def _open(self) -> Client:
-        if self._client is None:
-            self._scratch.mkdir(parents=True, exist_ok=True)
-            self._client = self._stack.enter_context(self._connect())
-        return self._client
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        client = self._connect()
+        # Not entered: a client's context belongs to the thread that entered it.
+        self._stack.callback(client.close)
+        return client
 
     def _connect(self) -> Client:
         where = self._settings.where

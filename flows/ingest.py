@@ -6,7 +6,7 @@ at once. Whatever is wrong refuses that series or pair alone, with a reason.
 
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,11 +129,13 @@ def scan_headers(delivery: Delivery, workers: Workers) -> Scan:
     """Look at the headers that are new; many of them on the workers."""
 
     def read_all(read: ChunkReader, chunks: list[Chunk]) -> Iterator[list[Record]]:
-        # Two thousand headers are read before the first worker is up.
-        if len(chunks) < 8:
-            yield from map(read, chunks)
-            return
-        for _, result in workers.run(read, chunks, retries=1):
+        # What has new headers has new pixels: the workers come up while this process reads.
+        waiting = deque(chunks)
+        if chunks:
+            workers.start()
+        while waiting and not workers.are_up:
+            yield read(waiting.popleft())
+        for _, result in workers.run(read, waiting, retries=1):
             if isinstance(result, Exception):
                 raise result
             yield result

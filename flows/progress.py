@@ -1,7 +1,6 @@
 """How far a training run is: a bar on the terminal and a progress artifact on Prefect's page."""
 
 from time import monotonic
-from types import TracebackType
 from typing import Self
 from uuid import UUID
 
@@ -35,12 +34,7 @@ class Display:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +170,7 @@ def _build(
         )
         hashers[dose] = Hasher(shape)
         start = 0
-        for block in _blocks(slices[dose]):
+        for block in _blocks(slices[dose], shape[1:]):
             hashers[dose].add(block)
             array[start : start + len(block)] = block
             start += len(block)
@@ -180,10 +179,17 @@ def _build(
     return hashers
 
 
-def _blocks(slices: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    images = iter(slices)
-    while block := list(islice(images, SHARD_SLICES)):
-        yield np.stack(block)
+def _blocks(slices: Iterable[np.ndarray], matrix: tuple[int, int]) -> Iterator[np.ndarray]:
+    """A shard of slices at a time; each is overwritten by the next, for fresh memory is slow."""
+    block, count = np.empty((SHARD_SLICES, *matrix), np.int16), 0
+    for image in slices:
+        block[count] = image
+        count += 1
+        if count == SHARD_SLICES:
+            yield block
+            count = 0
+    if count:
+        yield block[:count]
 
 
 def _put(location: Location, folder: Path, path: str) -> None:
