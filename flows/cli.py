@@ -71,7 +71,9 @@ def ingest(
 
 @app.command()
 def train(
-    recipe: RecipeName = "fast",
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of a recipe, or a TOML file; default: fast.")
+    ] = None,
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
     overrides: Annotated[
@@ -82,12 +84,14 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on the training patients of a commit and register a model version."""
+    if resume and (recipe or overrides or commit is not None):
+        raise typer.BadParameter("--resume goes on with the run's own recipe and commit")
     enter(home)
     from flows import printing
     from flows import train as flow
 
     with quiet():
-        result = flow.train(recipe, commit, resume, overrides or []).model_dump()
+        result = flow.train(recipe or "fast", commit, resume, overrides or []).model_dump()
     printing.answer(result, printing.print_training, as_json=as_json)
 
 
@@ -119,6 +123,8 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Judge a challenger against the champion; exits 3 if it is refused."""
+    if rollback and (candidate is not None or commit is not None):
+        raise typer.BadParameter("--rollback goes back to the champion before, whichever it is")
     enter(home)
     from flows import printing
     from flows import promote as flow

@@ -76,6 +76,9 @@ def evaluate(
             for row in patients
         ]
     verdict = gate.judge(rules, tabulate(results), champion, lineage.stated(version))
+    rival = rival_of(version)
+    if rival is not None and champion is None:
+        verdict = verdict.refused_by(no_comparison(rival, snapshot, split))
     return write_report(version, snapshot, split, results, champion, verdict)
 
 
@@ -123,8 +126,8 @@ def champion_table(
     version: ModelVersion, snapshot: Snapshot, split: str, settings: EvaluateSettings
 ) -> pd.DataFrame | None:
     """The champion's per-patient table on the same patients; None without another champion."""
-    champion = places.registry().champion()
-    if champion is None or champion.version == version.version:
+    champion = rival_of(version)
+    if champion is None:
         return None
     table = evaluated(champion, snapshot, split)
     if table is None:
@@ -135,6 +138,36 @@ def champion_table(
             return None
         table = evaluated(champion, snapshot, split)
     return table
+
+
+def rival_of(version: ModelVersion) -> ModelVersion | None:
+    """The champion, where it is another version."""
+    champion = places.registry().champion()
+    return None if champion is None or champion.version == version.version else champion
+
+
+def no_comparison(version: ModelVersion, snapshot: Snapshot, split: str) -> gate.Outcome:
+    """The rule that fails where a version has no evaluation on a commit, and what to do."""
+    commit = snapshot.commit
+    leaked = lineage.leaked(version, snapshot.patients(split))
+    if leaked:
+        reason = (
+            f"version {version.version} was trained on {', '.join(leaked)}, now in the {split} "
+            f"split of commit {commit}, so that no fair comparison exists; move them back with "
+            "`hqinet dataset splits import`, or judge on an earlier commit (--commit)"
+        )
+    else:
+        reason = (
+            f"version {version.version} was not evaluated on commit {commit}; run "
+            f"`hqinet evaluate --model {version.version} --commit {commit}`"
+        )
+    return gate.Outcome(
+        rule="report present",
+        passed=False,
+        figure=None,
+        required=f"an evaluation on the {split} split of commit {commit}",
+        reason=reason,
+    )
 
 
 def evaluated(version: ModelVersion, snapshot: Snapshot, split: str) -> pd.DataFrame | None:
@@ -176,12 +209,12 @@ def write_report(
     patients = report.write(evaluation, folder)
     registry = places.registry()
     registry.log_file(version.run, folder, _artifact(snapshot.commit, split))
-    means = patients[patients["image"] == "restored"].mean(numeric_only=True)
-    numbers = {f"{split}_{name}": value for name, value in means.items()}
+    numbers = _means(patients, split)
     registry.log_metrics(version.run, [(snapshot.commit, numbers)], version.logged)
     registry.tag_version(version.version, {f"evaluated_{split}": str(snapshot.commit)})
+    rows = _rows(patients)
     create_markdown_artifact(
-        key="evaluation", markdown=_markdown(patients), description=f"{name}: {folder}"
+        key="evaluation", markdown=_markdown(rows), description=f"{name}: {folder}"
     )
     get_run_logger().info("report of model version %d: %s", version.version, name)
     return EvaluateResult(
@@ -189,7 +222,7 @@ def write_report(
         model=version.version,
         commit=snapshot.commit,
         split=split,
-        patients=_rows(patients),
+        patients=rows,
     )
 
 
@@ -216,6 +249,17 @@ def _provenance(version: ModelVersion, snapshot: Snapshot, split: str) -> dict[s
     }
 
 
+def _means(patients: pd.DataFrame, split: str) -> dict[str, float]:
+    """Means of the restored image over patients: of each anatomy, and pooled beside them."""
+    restored = patients[patients["image"] == "restored"]
+    groups = {"": restored} | {f".{name}": group for name, group in restored.groupby("anatomy")}
+    return {
+        f"{split}_{metric}{anatomy}": value
+        for anatomy, group in groups.items()
+        for metric, value in group.mean(numeric_only=True).items()
+    }
+
+
 def _rows(patients: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a patient: patient, anatomy, slices, and the metrics of "low" and "restored"."""
     rows = []
@@ -228,19 +272,18 @@ def _rows(patients: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _markdown(patients: pd.DataFrame) -> str:
-    wide = patients.pivot_table(
-        index=["patient", "anatomy"], columns="image", values=["psnr", "ssim_window"]
-    )
+def _markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| patient | anatomy | PSNR low | PSNR | SSIM low | SSIM |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    lines += [
-        f"| {patient} | {anatomy} | {row['psnr', 'low']:.2f} | {row['psnr', 'restored']:.2f} "
-        f"| {row['ssim_window', 'low']:.3f} | {row['ssim_window', 'restored']:.3f} |"
-        for (patient, anatomy), row in wide.iterrows()
-    ]
+    for row in rows:
+        numbers = [
+            "" if row[image][name] is None else f"{row[image][name]:.{digits}f}"
+            for name, digits in (("psnr", 2), ("ssim_window", 3))
+            for image in ("low", "restored")
+        ]
+        lines.append(f"| {row['patient']} | {row['anatomy']} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,9 @@ def environment(home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect/prefect.db",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # What training says of its feed, precision and resuming stands with the run on its page.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "hqinet",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

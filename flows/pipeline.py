@@ -3,9 +3,10 @@
 from prefect import flow
 from pydantic import BaseModel
 
-from flows.evaluate import EvaluateResult, evaluate
+from flows import places
+from flows.evaluate import EvaluateResult, EvaluationError, evaluate
 from flows.ingest import IngestResult, ingest
-from flows.promote import PromoteResult, promote
+from flows.promote import SPLIT, PromoteResult, promote
 from flows.settings import (
     ClusterSettings,
     EvaluateSettings,
@@ -51,7 +52,12 @@ def pipeline(
         evaluate_settings: How volumes are restored.
     """
     ingested = ingest(source, cohort, ingest_settings, cluster)
+    if not places.dataset().snapshot(ingested.commit).patients(SPLIT):
+        raise EvaluationError(
+            f"commit {ingested.commit} has no patient in the {SPLIT} split to judge a model on; "
+            "ingest more patients, or move one with `hqinet dataset splits import`"
+        )
     trained = train(recipe, ingested.commit, settings=train_settings)
-    evaluated = evaluate(str(trained.model), ingested.commit, "test", policy, evaluate_settings)
+    evaluated = evaluate(str(trained.model), ingested.commit, SPLIT, policy, evaluate_settings)
     promoted = promote(trained.model, ingested.commit, policy)
     return PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)

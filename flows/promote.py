@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import lineage, places
-from flows.evaluate import evaluated
+from flows.evaluate import evaluated, no_comparison
 from hqinet import gate
 from storage.dataset import Snapshot
 from storage.errors import Conflict, StorageError
@@ -17,7 +17,7 @@ from storage.promotions import Entry, History
 from storage.registry import CHAMPION, PREVIOUS, ModelVersion
 
 SPLIT = "test"
-"""Promotion is judged on patients that no training and no choice of an epoch has seen."""
+"""Promotion is judged on patients that no training has seen."""
 
 
 class PromotionError(StorageError):
@@ -74,21 +74,24 @@ def promote(
 @flow(name="rollback promotion")
 def rollback_promotion() -> PromoteResult:
     """Give the alias champion back to the version that had it before."""
-    history = settle(places.promotions().read())
-    line = history.succession
-    if len(line) < 2:
+    history = places.promotions().read()
+    *earlier, last = history.succession or [None]
+    there = {row.version for row in places.registry().versions()}
+    target = next((version for version in reversed(earlier) if version in there), None)
+    if target is None:
         raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
     entry = Entry(
         action="rollback",
-        candidate=line[-2],
-        champion=line[-1],
+        candidate=target,
+        champion=last,
         passed=True,
         commit=None,
         details={},
     )
     places.promotions().append(entry, history)
     crown()
-    places.registry().tag_version(line[-1], {"verdict": "rolled back"})
+    if last in there:
+        places.registry().tag_version(last, {"verdict": "rolled back"})
     return PromoteResult(
         verdict="rolled back",
         candidate=entry.candidate,
@@ -113,19 +116,18 @@ def judge(
             continue
         table = evaluated(judged, snapshot, SPLIT)
         if table is None:
-            return _no_report(judged, snapshot)
+            missing = no_comparison(judged, snapshot, SPLIT)
+            return gate.Verdict(passed=False, outcomes=[missing])
         tables.append(table)
     return gate.judge(policy, tables[0], tables[1], lineage.stated(version))
 
 
 @task(cache_policy=NO_CACHE)
 def settle(history: History) -> History:
-    """Finish what a promotion that died between its entry and the alias left undone."""
-    last = history.last_pass
-    if last is not None:
-        champion = places.registry().champion()
-        if (champion.version if champion else None) == last.champion:
-            crown()
+    """Make the alias follow the history: a promotion may have died in between, an alias be lost."""
+    last, champion = history.last_pass, places.registry().champion()
+    if last is not None and (champion is None or champion.version != last.candidate):
+        crown()
     return history
 
 
@@ -133,8 +135,14 @@ def crown() -> None:
     """Point the aliases where the history says, until no other promotion came in between."""
     registry, done = places.registry(), None
     while (last := places.promotions().read().last_pass) != done:
+        there = {row.version for row in registry.versions()}
+        if last.candidate not in there:
+            raise PromotionError(
+                f"version {last.candidate}, champion by the history of promotions, is in MLflow no "
+                "more; `hqinet promote --rollback` goes back to the champion before it"
+            )
         # The champion last: `settle` finishes what stops before it.
-        if last.champion is not None:
+        if last.champion in there:
             registry.point(PREVIOUS, last.champion)
         registry.point(CHAMPION, last.candidate)
         done = last
@@ -166,30 +174,6 @@ def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
         reasons=verdict.reasons,
         rules=[outcome.model_dump() for outcome in verdict.outcomes],
     )
-
-
-def _no_report(version: ModelVersion, snapshot: Snapshot) -> gate.Verdict:
-    commit = snapshot.commit
-    leaked = lineage.leaked(version, snapshot.patients(SPLIT))
-    if leaked:
-        reason = (
-            f"version {version.version} was trained on {', '.join(leaked)}, now in the {SPLIT} "
-            f"split of commit {commit}, so that no fair comparison exists; move them back with "
-            "`hqinet dataset splits import`, or judge on an earlier commit (--commit)"
-        )
-    else:
-        reason = (
-            f"version {version.version} was not evaluated on commit {commit}; run "
-            f"`hqinet evaluate --model {version.version} --commit {commit}`"
-        )
-    missing = gate.Outcome(
-        rule="report present",
-        passed=False,
-        figure=None,
-        required=f"an evaluation on the {SPLIT} split of commit {commit}",
-        reason=reason,
-    )
-    return gate.Verdict(passed=False, outcomes=[missing])
 
 
 def _markdown(verdict: gate.Verdict) -> str:

@@ -19,12 +19,14 @@ from flows import places
 from flows.progress import Display
 from flows.settings import Settings
 from hqinet import training
+from hqinet.devices import pick_device
 from hqinet.pictures import panel, save_curves
 from hqinet.recipe import Recipe
 from hqinet.sampling import VolumePair
 from hqinet.stopping import TrainingError
 from storage.dataset import Snapshot
 from storage.registry import MetricBuffer, Registry
+from storage.volumes import folder_name
 
 ERROR = "error.txt"
 """In the run's folder: why a distributed run stopped, one line."""
@@ -71,7 +73,8 @@ class MlflowObserver:
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Take an epoch's metrics, with all steps before it."""
-        self._buffer.add(epoch, metrics)
+        # Patients' IDs stand in some names; MLflow takes fewer characters than DICOM.
+        self._buffer.add(epoch, {_safe(name): value for name, value in metrics.items()})
         self._buffer.flush()
 
     def on_images(
@@ -80,7 +83,7 @@ class MlflowObserver:
         """Store a validation slice at the epochs 1, 2, 4, 8, ...: few, however many there are."""
         if epoch & (epoch - 1):
             return
-        path = self._job.folder / "images" / f"epoch-{epoch:04d}-{patient}.png"
+        path = self._job.folder / "images" / f"epoch-{epoch:04d}-{folder_name(patient)}.png"
         path.parent.mkdir(exist_ok=True)
         panel(low, restored, full, self._anatomies[patient]).save(path)
         self._registry.log_file(self._job.run, path, "validation")
@@ -88,6 +91,11 @@ class MlflowObserver:
     def close(self) -> None:
         """Write what is still kept."""
         self._buffer.flush()
+
+
+def _safe(name: str) -> str:
+    kind, dot, patient = name.partition(".")
+    return f"{kind}.{folder_name(patient)}" if dot else name
 
 
 def run(job: Job, progress: Progress) -> None:
@@ -129,7 +137,11 @@ def main() -> None:
     """One rank of a distributed run; what stopped it stands in `error.txt` for its parent."""
     file, artifact = Path(sys.argv[1]), UUID(sys.argv[2])
     job = Job.model_validate_json(file.read_text())
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    on_gpu = pick_device(job.device).type == "cuda"
+    if on_gpu:
+        # What NCCL gathers goes through the current device, which would be the first for all.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
         with Display(artifact) as display:
             run(job, display)

@@ -105,10 +105,12 @@ def threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     count = torch.get_num_threads() if device.type == "cpu" else 1
     single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None
     with ThreadPoolExecutor(count, initializer=single) as pool:
-        yield pool
-    if single:
-        # Setting it in a thread sets the default of threads to come, too.
-        torch.set_num_threads(count)
+        try:
+            yield pool
+        finally:
+            if single:
+                # Setting it in a thread sets the default of threads to come, too.
+                torch.set_num_threads(count)
 
 
 def _frame(pair: VolumePair, image: str, start: int, values: dict[str, np.ndarray]) -> pd.DataFrame:

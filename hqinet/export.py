@@ -5,21 +5,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hqinet.blocks import ConvNorm
 from hqinet.inference import HUModel, Restorer
 
-SMALLEST_SIDE = 48
-"""Rows and columns an exported network takes at least."""
-LARGEST_SIDE = 4096
-LARGEST_BATCH = 1024
-
 
 def example_windows() -> Tensor:
-    """Return an input the exported program is traced with: (2, 3, 48, 72) float32 HU."""
+    """Return an input to trace the exported program with: (2, 3, 48, 72) float32 HU."""
     generator = torch.Generator().manual_seed(0)
     return 40 + 20 * torch.randn(2, 3, 48, 72, generator=generator)
 
@@ -36,24 +30,6 @@ def deployable(network: nn.Module) -> Restorer:
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
     return Restorer(network).eval()
-
-
-def export(network: nn.Module) -> ExportedProgram:
-    """Return the deployable network as a program, noise estimate and padding inside.
-
-    Takes `(n, 3, h, w)` float32 HU, returns `(n, 1, h, w)` float32 HU, for any n from 1, and h
-    and w from 48. Traced on the CPU; `network` is left as it was. The result is saved and loaded
-    with `torch.export.save` and `torch.export.load` alone.
-    """
-    sizes = {
-        0: Dim("n", min=1, max=LARGEST_BATCH),
-        2: Dim("h", min=SMALLEST_SIDE, max=LARGEST_SIDE),
-        3: Dim("w", min=SMALLEST_SIDE, max=LARGEST_SIDE),
-    }
-    with torch.no_grad():
-        return torch.export.export(
-            deployable(network), (example_windows(),), dynamic_shapes={"hu": sizes}, strict=False
-        )
 
 
 def load_exported(path: Path, device: torch.device | str = "cpu") -> HUModel:

@@ -24,7 +24,8 @@ def distributions(patients: pd.DataFrame) -> str:
         axes = figure.add_subplot(1, len(SHOWN), index + 1)
         for place, anatomy in enumerate(anatomies):
             group = patients[patients["anatomy"] == anatomy]
-            wide = group.pivot_table(index="patient", columns="image", values=metric)
+            # A metric that no patient has is drawn empty, not left out.
+            wide = group.pivot_table(index="patient", columns="image", values=metric, dropna=False)
             for _, pair in wide.iterrows():
                 axes.plot([place - 0.2, place + 0.2], pair[["low", "restored"]], color="#bbb", lw=1)
             for shift, image in ((-0.2, "low"), (0.2, "restored")):

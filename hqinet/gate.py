@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hqinet.errors import HqinetError
 from hqinet.metrics import METRICS
@@ -58,8 +58,14 @@ class Outcome(BaseModel):
     rule: str
     passed: bool
     figure: float | None
+    """None where it is not defined."""
     required: str
     reason: str
+
+    @field_validator("figure")
+    @classmethod
+    def _finite(cls, figure: float | None) -> float | None:
+        return figure if figure is not None and np.isfinite(figure) else None
 
 
 class Verdict(BaseModel):
@@ -69,6 +75,10 @@ class Verdict(BaseModel):
 
     passed: bool
     outcomes: list[Outcome]
+
+    def refused_by(self, outcome: Outcome) -> "Verdict":
+        """This verdict with one more rule, which failed."""
+        return Verdict(passed=False, outcomes=[*self.outcomes, outcome])
 
     @property
     def reasons(self) -> list[str]:
@@ -150,19 +160,24 @@ def _images(table: pd.DataFrame, image: str) -> pd.DataFrame:
 
 
 def _against_low(policy: Policy, challenger: pd.DataFrame) -> Outcome:
+    rule, required = "no patient worse than low dose", ">= 0"
     gain = _gain(policy, _images(challenger, "restored"), _images(challenger, "low"))["gain"]
+    if gain.isna().any():
+        return _unmeasured(policy, gain, rule, required)
     worst = gain.idxmin()
-    unmeasured = sorted(gain.index[gain.isna()])
-    passed = not unmeasured and gain[worst] >= 0
     return Outcome(
-        rule="no patient worse than low dose",
-        passed=passed,
+        rule=rule,
+        passed=bool(gain[worst] >= 0),
         figure=gain[worst],
-        required=">= 0",
-        reason=f"{policy.primary} cannot be measured for {', '.join(unmeasured)}"
-        if unmeasured
-        else f"worst is {worst}: {policy.primary} {gain[worst]:+.3f} against low dose",
+        required=required,
+        reason=f"worst is {worst}: {policy.primary} {gain[worst]:+.3f} against low dose",
     )
+
+
+def _unmeasured(policy: Policy, gain: pd.Series, rule: str, required: str) -> Outcome:
+    patients = ", ".join(sorted(gain.index[gain.isna()]))
+    reason = f"{policy.primary} cannot be measured for {patients}"
+    return Outcome(rule=rule, passed=False, figure=None, required=required, reason=reason)
 
 
 def _bias(policy: Policy, challenger: pd.DataFrame) -> list[Outcome]:
@@ -190,6 +205,9 @@ def _against_champion(
     policy: Policy, challenger: pd.DataFrame, champion: pd.DataFrame
 ) -> list[Outcome]:
     gain = _gain(policy, _images(challenger, "restored"), _images(champion, "restored"))
+    required = f">= {policy.margin:g} at confidence {policy.confidence:g}"
+    if gain["gain"].isna().any():
+        return [_unmeasured(policy, gain["gain"], "gain over the champion", required)]
     sure = float(np.quantile(bootstrap_means(gain["gain"].to_numpy()), 1 - policy.confidence))
     anatomies = gain.groupby("anatomy")["gain"].mean()
     anatomy, patient = anatomies.idxmin(), gain["gain"].idxmin()
@@ -198,7 +216,7 @@ def _against_champion(
             rule="gain over the champion",
             passed=sure >= policy.margin,
             figure=sure,
-            required=f">= {policy.margin:g} at confidence {policy.confidence:g}",
+            required=required,
             reason=f"{policy.primary} gains {gain['gain'].mean():+.3f} on average over "
             f"{len(gain)} patients, {sure:+.3f} at confidence {policy.confidence:g}, "
             f"required {policy.margin:+g}",

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hqinet.recipe import LossRecipe
+from hqinet.recipe import SSIM_SIZE, LossRecipe
 
-SSIM_SIZE = 11
 SSIM_SIGMA = 1.5
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03

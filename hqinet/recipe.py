@@ -16,6 +16,10 @@ from hqinet.errors import HqinetError
 HU_OFFSET = 1024
 HU_RANGE = 4095
 """Intensities are `(HU + HU_OFFSET) / HU_RANGE`; the paper's table fits this range."""
+SSIM_SIZE = 11
+"""Pixels a side of the windows of the loss's structural similarity."""
+SMALLEST_OF_REDCNN = 21
+"""Pixels a side that its five 5x5 convolutions without padding leave one of."""
 _CHANNEL_STEP = 8
 
 
@@ -155,6 +159,19 @@ class Recipe(_Section):
     schedule: ScheduleRecipe
     sampling: SamplingRecipe
 
+    @model_validator(mode="after")
+    def _patches_large_enough(self) -> "Recipe":
+        smallest = max(
+            SMALLEST_OF_REDCNN if isinstance(self.model, REDCNNRecipe) else 1,
+            SSIM_SIZE if self.loss.ssim else 1,
+        )
+        if self.sampling.patch is not None and self.sampling.patch < smallest:
+            raise ValueError(
+                f"sampling.patch must be {smallest} or more with this network and loss, "
+                f"not {self.sampling.patch}"
+            )
+        return self
+
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the project."""
@@ -194,6 +211,8 @@ def _read(name_or_path: str) -> str:
         return resources.files("hqinet").joinpath("recipes", f"{name_or_path}.toml").read_text()
     try:
         return Path(name_or_path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {name_or_path!r}: not UTF-8: {error}") from error
     except OSError as error:
         near = get_close_matches(name_or_path, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a file"
@@ -221,4 +240,6 @@ def _explain(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails is 
         fields = section.model_fields if hasattr(section, "model_fields") else {}
         near = get_close_matches(location[-1], fields, n=1, cutoff=0.0)
         return f"unknown key {key!r}: did you mean {near[0]!r}?" if near else f"unknown key {key!r}"
-    return f"{key or 'recipe'}: {problem['msg']} (got {problem['input']!r})"
+    if not key:
+        return problem["msg"]
+    return f"{key}: {problem['msg']} (got {problem['input']!r})"

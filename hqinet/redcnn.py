@@ -5,9 +5,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hqinet.recipe import SMALLEST_OF_REDCNN
+
 _DEPTH = 5
 _KERNEL = 5
-SMALLEST = _DEPTH * (_KERNEL - 1) + 1
 
 
 class REDCNN(nn.Module):
@@ -31,9 +32,9 @@ class REDCNN(nn.Module):
 
     def forward(self, windows: Tensor, noise: Tensor) -> Tensor:  # noqa: ARG002 - one interface
         """`(n, 3, h, w) in [0, 1], (n,) -> (n, 1, h, w)`; ValueError under 21x21 pixels."""
-        if min(windows.shape[-2:]) < SMALLEST:
-            shape = tuple(windows.shape[-2:])
-            message = f"RED-CNN needs slices of {SMALLEST}x{SMALLEST} or more, got {shape}"
+        if min(windows.shape[-2:]) < SMALLEST_OF_REDCNN:
+            least, shape = SMALLEST_OF_REDCNN, tuple(windows.shape[-2:])
+            message = f"RED-CNN needs slices of {least}x{least} or more, got {shape}"
             raise ValueError(message)
         x = windows[:, 1:2]
         shortcuts: list[Tensor | None] = []

@@ -23,7 +23,7 @@ LARGE_MATRIX = 256
 LIMB = 0.05
 """Of the largest part's size: what another part of the body has at least."""
 TISSUE_HU = -30.0
-"""Median that another part of the body exceeds."""
+"""What a quarter of another part of the body exceeds: muscle, however much fat is around it."""
 SSIM_SIZE = 7
 """Pixels a side of the windows of structural similarity."""
 BINS = 256
@@ -132,7 +132,7 @@ def set_scene(full: Tensor, low: Tensor, anatomy: str) -> Scene:
 def scene_of_body(full: Tensor, low: Tensor, anatomy: str, body: Tensor) -> Scene:
     """Like `set_scene`, with the body known."""
     slope = gradient(full)
-    regions = {"body": body, **find_tissues(full), "edges": find_edges(slope, body)}
+    regions = {"body": body, **find_tissues(full, body), "edges": find_edges(slope, body)}
     return Scene(full, low, window_of(anatomy), slope, regions)
 
 
@@ -150,8 +150,8 @@ def find_body(full: Tensor) -> Tensor:
     return body.repeat_interleave(step, 1).repeat_interleave(step, 2)[:, :rows, :columns]
 
 
-def find_tissues(full: Tensor) -> dict[str, Tensor]:
-    """Pixels well inside each tissue of TISSUES.
+def find_tissues(full: Tensor, body: Tensor) -> dict[str, Tensor]:
+    """Pixels well inside each tissue of TISSUES, and inside the body: foam of a couch is no lung.
 
     The bin is read off a 5x5 mean and shrunk by two pixels: a bin taken from the noisy pixel itself
     would select noise and feign a bias, and a border between lung and muscle is not fat.
@@ -164,7 +164,7 @@ def find_tissues(full: Tensor) -> dict[str, Tensor]:
         above = torch.ge(mean, lowest, out=torch.empty_like(mean))
         below = torch.le(mean, highest, out=torch.empty_like(mean))
         bins.add_(above.mul_(below), alpha=number)
-    bins = bins.to(torch.uint8)
+    bins = bins.to(torch.uint8).mul_(body.view(torch.uint8))
     around = F.pad(bins, (2, 2, 2, 2))
     least, most = box_fold(around, 5, torch.minimum), box_fold(around, 5, torch.maximum)
     inside = least == most
@@ -242,6 +242,6 @@ def _body(hu: np.ndarray) -> np.ndarray:
         label
         for label, size in enumerate(sizes, start=1)
         if size == sizes.max()
-        or (size >= LIMB * sizes.max() and np.median(hu[parts == label]) > TISSUE_HU)
+        or (size >= LIMB * sizes.max() and np.quantile(hu[parts == label], 0.75) > TISSUE_HU)
     ]
     return ndimage.binary_fill_holes(np.isin(parts, kept))

@@ -44,7 +44,7 @@ class NoisePowerMeter:
         chosen = self._regions(residual)[inside]
         chosen = chosen - chosen.mean((-2, -1), keepdim=True)
         power = torch.fft.fft2(chosen).abs().square().sum(0)
-        self.total += power.double().cpu()
+        self.total += power.cpu().double()
         self.regions += len(chosen)
 
     def result(self) -> NoisePower:

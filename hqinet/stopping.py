@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from hqinet.errors import HqinetError
@@ -36,12 +36,7 @@ class StopRequest:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._caught:
             signal.signal(signal.SIGTERM, self._before)
 

@@ -45,7 +45,10 @@ class Observer(Protocol):
     """Is told how training goes; rank 0's alone is called."""
 
     def on_step(self, step: int, steps: int, metrics: dict[str, float]) -> None:
-        """After step `step` of `steps`: loss, learning_rate, gradient_norm, samples_per_second."""
+        """After step `step` of `steps` expected.
+
+        metrics: loss, learning_rate, gradient_norm, samples_per_second.
+        """
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """After each epoch and its validation; the dict is also the history's entry."""
@@ -203,6 +206,10 @@ class _Loop:
         limit = 60 * self.recipe.schedule.max_minutes - self.state.validation_seconds
         return max(done, self.state.seconds / limit) if limit > 0 else 1.0
 
+    def _expected_steps(self) -> int:
+        """Return how many steps there will be, as far as the pace so far tells."""
+        return max(self.state.step, min(self.steps, round(self.state.step / self._progress())))
+
     def _step(self, samples: list[Sample], stop: StopRequest) -> bool:
         """Take one optimiser step; return whether any rank was asked to stop."""
         state, before = self.state, time.monotonic()
@@ -231,7 +238,7 @@ class _Loop:
                 "gradient_norm": norm,
                 "samples_per_second": batch / (time.monotonic() - before),
             }
-            self.observer.on_step(state.step, self.steps, metrics)
+            self.observer.on_step(state.step, self._expected_steps(), metrics)
         return bool(gathered[:, 2].max())
 
     def _no_good(self, trouble: str) -> str:
@@ -259,8 +266,13 @@ class _Loop:
         metrics = {
             "step": float(state.step),
             "train_loss": float(np.mean(state.epoch_losses)),
+            # Measured free memory and the machine decide these two, and they change the weights.
+            "micro_batch": float(state.micro_batch),
+            "bf16": float(state.bf16),
             **_summary(results),
         }
+        if math.isnan(metrics.get("val_psnr", 0.0)):
+            raise TrainingError(self._no_good("what the network restores is not finite"))
         state.remember_best(metrics.get("val_psnr"))
         state.epoch_losses = []
         spent, seconds = time.monotonic() - before, time.monotonic() - self.started

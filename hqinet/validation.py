@@ -67,6 +67,8 @@ def validate(
 def _psnr(mean_squared_error: float) -> float:
     if mean_squared_error == 0:
         return math.inf
+    if not math.isfinite(mean_squared_error):
+        return math.nan
     return 10 * math.log10(HU_RANGE**2 / mean_squared_error)
 
 

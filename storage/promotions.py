@@ -72,6 +72,9 @@ class History:
         for entry in self.entries:
             if entry.action == "rollback":
                 line.pop()
+                # Champions that were deleted since are passed over.
+                while line[-1] != entry.candidate:
+                    line.pop()
             elif entry.passed:
                 line.append(entry.candidate)
         return line

@@ -27,6 +27,11 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 LOGGED = "logged_model"
 """Tag of a version: the logged model whose page shows its metrics."""
+SIGNATURE = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1), "low")]),
+    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1, -1, -1), "restored")]),
+)
+"""HU in, HU out: three low-dose slices, the restored middle one, for any batch and matrix."""
 
 
 class RegistryError(StorageError):
@@ -72,7 +77,10 @@ class Registry:
 
     def start(self, name: str, params: Mapping[str, Any], inputs: DatasetInputs) -> str:
         """Open a run and return its id."""
-        run = self._client.create_run(self._experiment(), run_name=name)
+        try:
+            run = self._client.create_run(self._experiment(), run_name=name)
+        except MlflowException as error:
+            raise _trouble(error) from error
         entries = [Param(key, str(value)) for key, value in params.items()]
         self._client.log_batch(run.info.run_id, params=entries)
         source = DeltaDatasetSource(path=inputs.url, delta_table_version=inputs.commit)
@@ -166,16 +174,12 @@ class Registry:
             return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1), "low")]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1, -1, -1), "restored")]),
-        )
         with mlflow.start_run(run_id=run):
             logged = pytorch.log_model(
                 model,
                 name="model",
                 serialization_format="pt2",
-                signature=signature,
+                signature=SIGNATURE,
                 input_example=example,
                 registered_model_name=MODEL,
                 pip_requirements=["torch"],

@@ -1,4 +1,4 @@
-"""The exported program: equal to the network at any size, alone, without pickle, on any device."""
+"""The file that MLflow registers: equal to the network at any size, alone, without pickle."""
 
 import io
 import subprocess
@@ -7,16 +7,18 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow.pytorch
 import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from hqinet.export import deployable, export, load_exported
+from hqinet.export import deployable, example_windows, load_exported
 from hqinet.inference import Restorer
 from hqinet.model import build
 from hqinet.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
+from storage.registry import SIGNATURE
 
 NETWORKS: dict[str, ModelRecipe] = {
     "paper": HQINetRecipe(width=0.125),
@@ -43,16 +45,27 @@ def hu(n: int, rows: int, columns: int) -> torch.Tensor:
 @dataclass(frozen=True)
 class Exported:
     network: nn.Module
-    program: ExportedProgram
     path: Path
+
+    @property
+    def program(self) -> ExportedProgram:
+        return torch.export.load(self.path)
 
 
 def exported(name: str, folder: Path) -> Exported:
+    """As `storage.registry` has MLflow write it."""
     network = trained(name).train()
-    program = export(network)
+    mlflow.pytorch.save_model(
+        deployable(network),
+        folder / "model",
+        serialization_format="pt2",
+        input_example=example_windows().numpy(),
+        signature=SIGNATURE,
+        pip_requirements=["torch"],
+    )
     assert network.training, "exporting must leave the network as it was"
-    torch.export.save(program, folder / "model.pt2")
-    return Exported(network, program, folder / "model.pt2")
+    (path,) = (folder / "model").rglob("model.pt2")
+    return Exported(network, path)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
