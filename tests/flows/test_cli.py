@@ -127,6 +127,8 @@ def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
 def test_wrong_usage_exits_2(command):
     assert command("ingest").returncode == 2
     assert command("evaluate", "--moddel", "3").returncode == 2
+    assert command("train", "--resume", "abc", "--recipe", "fast").returncode == 2
+    assert command("promote", "--rollback", "--candidate", "1").returncode == 2
 
 
 def test_an_empty_home_says_what_to_do_first(hqinet, tmp_path, prefect_server):

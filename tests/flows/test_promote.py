@@ -189,3 +189,26 @@ def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason
     assert result.verdict == "refused"
     assert f"was trained on {moved}" in result.reasons[0]
     assert "splits import" in result.reasons[0]
+
+
+def test_a_lost_alias_opens_no_gate(champion):
+    registry = places.registry()
+    now = registry.champion().version
+    registry._client.delete_registered_model_alias("hqinet", "champion")
+    worse = register(0.01)
+    evaluate(str(worse))
+    result = promote(worse)
+    assert (result.verdict, result.champion) == ("refused", now)
+    assert registry.champion().version == now
+
+
+def test_a_deleted_champion_is_named_and_rollback_passes_over_deleted_ones(champion):
+    registry = places.registry()
+    line = places.promotions().read().succession
+    assert len(line) > 1
+    registry._client.delete_model_version("hqinet", str(line[-1]))
+    with pytest.raises(PromotionError, match=f"version {line[-1]}, champion by the history"):
+        promote(register(0.36))
+    back = rollback_promotion()
+    assert back.candidate == line[-2]
+    assert registry.champion().version == line[-2]

@@ -5,6 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flows import places, training_job
@@ -12,7 +13,8 @@ from flows.ingest import ingest
 from flows.settings import TrainSettings
 from flows.train import train
 from hqinet.checkpoint import load_checkpoint, load_network
-from storage.registry import Registry
+from hqinet.recipe import load_recipe
+from storage.registry import DatasetInputs, Registry
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,18 @@ def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
 
 def registry_of(command) -> Registry:
     return Registry(f"sqlite:///{command.home}/mlflow/mlflow.db", None)
+
+
+@pytest.mark.parametrize("patient", ["MRN#101", "12/7", "Ärztin^Q,+@(1)"])
+def test_any_patient_id_is_reported(cohort, tmp_path, monkeypatch, patient):
+    monkeypatch.setattr(training_job.Job, "folder", tmp_path)
+    registry = places.registry()
+    run = registry.start("odd", {}, DatasetInputs("x", 1, "0" * 64))
+    job = training_job.Job(run=run, commit=1, recipe=load_recipe("fast"), device="cpu")
+    observer = training_job.MlflowObserver(registry, job, {patient: "chest"}, lambda *_: None)
+    observer.on_epoch(1, {f"val_gain.{patient}": 1.5, "val_psnr": 30.0})
+    image = np.zeros((8, 9), np.float32)
+    observer.on_images(1, patient, image, image, image)
+    metrics = registry._client.get_run(run).data.metrics
+    assert set(metrics.values()) == {1.5, 30.0}
+    assert len(list(tmp_path.rglob("*.png"))) == 1

@@ -1,3 +1,5 @@
+import json
+
 import pandas as pd
 import pytest
 
@@ -132,3 +134,13 @@ def test_a_metric_without_a_direction_cannot_decide(tmp_path):
         load_policy(str(file))
     with pytest.raises(PolicyError, match="no policy"):
         load_policy(str(tmp_path.with_suffix(".toml")))
+
+
+def test_what_nobody_measured_is_refused_with_no_figure():
+    challenger = table(GOOD).assign(psnr=float("nan"))
+    verdict = judge(POLICY, challenger, table(GOOD), LINEAGE)
+    outcomes = {outcome.rule: outcome for outcome in verdict.outcomes}
+    assert not verdict.passed
+    assert outcomes["no patient worse than low dose"].figure is None
+    assert "A, B, C, D" in outcomes["gain over the champion"].reason
+    json.dumps(verdict.model_dump(), allow_nan=False)

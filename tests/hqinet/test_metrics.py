@@ -186,3 +186,26 @@ def test_the_body_is_both_legs_and_no_table():
     assert (body & left).sum() > 0.9 * left.sum()
     assert (body & right).sum() > 0.9 * right.sum()
     assert not (body & table).any()
+
+
+def test_a_fatty_leg_is_body_for_the_muscle_in_it():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    hu = np.full((1, SIZE, SIZE), -1000.0)
+    leg, fatty = (np.hypot(y - 40, x - column) < radius for column, radius in ((25, 18), (70, 14)))
+    muscle = np.hypot(y - 40, x - 70) < 9
+    hu[0][leg], hu[0][fatty], hu[0][muscle] = 40, -100, 50
+    body = find_body(torch.tensor(hu, dtype=torch.float32))[0].numpy()
+    assert (body & fatty).sum() > 0.9 * fatty.sum()
+
+
+def test_foam_of_a_couch_is_no_lung():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    hu = np.full((1, SIZE, SIZE), -1000.0)
+    body = np.hypot(y - 35, x - 48) < 30
+    lung = np.hypot(y - 35, x - 48) < 15
+    foam = (y > 72) & (y < 92)
+    hu[0][body], hu[0][lung], hu[0][foam] = 40, -800, -850
+    full = torch.tensor(hu, dtype=torch.float32)
+    found = set_scene(full, full, "chest").regions["lung"][0].numpy()
+    assert found.sum() > 0.3 * lung.sum()
+    assert not (found & foam).any()

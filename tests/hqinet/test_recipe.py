@@ -120,3 +120,16 @@ def test_window_in_normalised_intensity() -> None:
     assert low * 4095 - 1024 == pytest.approx(-160)
     assert high * 4095 - 1024 == pytest.approx(240)
     assert LossRecipe(l1=1).window_normalised() == (0, 1)
+
+
+@pytest.mark.parametrize(("recipe", "patch"), [("redcnn", 16), ("paper", 8)])
+def test_a_patch_that_the_network_or_loss_cannot_take_is_refused(recipe: str, patch: int) -> None:
+    with pytest.raises(RecipeError, match=f"sampling.patch must be .* not {patch}"):
+        load_recipe(recipe, f"sampling.patch = {patch}")
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "odd.toml"
+    file.write_bytes(b"seed = \xff")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        load_recipe(str(file))

@@ -377,3 +377,12 @@ def test_checkpoints_are_also_written_by_time(
     with pytest.raises(Killed):
         run(tmp_path, watcher=Watcher(step3=kill))
     assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 2
+
+
+def test_a_network_that_restores_nonsense_is_never_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hqinet.validation.Restorer.forward", lambda _, hu: hu[:, 1:2] * np.inf)
+    with pytest.raises(TrainingError, match="not finite"):
+        run(tmp_path)
+    assert not (tmp_path / BEST).exists()

@@ -89,3 +89,6 @@ def test_rollbacks_go_back_along_the_succession(promotions):
     assert promotions.read().succession == [1]
     add(4)
     assert promotions.read().succession == [1, 4]
+    add(5)
+    add(1, "rollback")
+    assert promotions.read().succession == [1]
