@@ -79,7 +79,7 @@ def evaluate(
     rival = rival_of(version)
     if rival is not None and champion is None:
         verdict = verdict.refused_by(no_comparison(rival, snapshot, split))
-    return write_report(version, snapshot, split, results, champion, verdict)
+    return write_report(version, snapshot, split, policy, results, champion, verdict)
 
 
 @task(cache_policy=NO_CACHE)
@@ -196,13 +196,18 @@ def write_report(
     version: ModelVersion,
     snapshot: Snapshot,
     split: str,
+    policy: str,
     results: list[PatientResult],
     champion: pd.DataFrame | None,
     verdict: gate.Verdict,
 ) -> EvaluateResult:
     """Write the report's folder, and store it with the run of the model."""
     evaluation = report.Evaluation(
-        _provenance(version, snapshot, split), results, champion, verdict
+        _provenance(version, snapshot, split, policy),
+        acquisition(snapshot, split),
+        results,
+        champion,
+        verdict,
     )
     name = f"model-{version.version}-commit-{snapshot.commit}-{split}"
     folder = Settings().reports / name
@@ -230,7 +235,21 @@ def _artifact(commit: int, split: str) -> str:
     return f"evaluation/commit-{commit}-{split}"
 
 
-def _provenance(version: ModelVersion, snapshot: Snapshot, split: str) -> dict[str, str]:
+def acquisition(snapshot: Snapshot, split: str) -> dict[str, str]:
+    """Of each patient of a split: vendor, kernel, dose and spacing, which stand beside numbers."""
+    accepted = snapshot.rows[snapshot.rows["status"] == "accepted"]
+    kernels = accepted.set_index("patient")["kernel"]
+    words = {}
+    for row in snapshot.patients(split):
+        dose = "dose unknown" if row.dose_fraction is None else f"{row.dose_fraction:.0%} dose"
+        spacing = " x ".join(f"{length:g}" for length in row.spacing)
+        words[row.patient] = f"{row.vendor}, kernel {kernels[row.patient]}, {dose}, {spacing} mm"
+    return words
+
+
+def _provenance(
+    version: ModelVersion, snapshot: Snapshot, split: str, policy: str
+) -> dict[str, str]:
     cohorts = sorted(snapshot.rows["cohort"].dropna().unique())
     return {
         "data": "Synthetic cohort: phantoms with simulated dose, not patients."
@@ -244,6 +263,7 @@ def _provenance(version: ModelVersion, snapshot: Snapshot, split: str) -> dict[s
         "dataset commit": str(snapshot.commit),
         "dataset digest": snapshot.digest,
         "cohorts": ", ".join(cohorts),
+        "policy": policy,
         "code version": version.tags.get("code_version", ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

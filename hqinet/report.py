@@ -38,11 +38,13 @@ class Evaluation:
     """All that a report is made of.
 
     provenance: what was evaluated with what, in the order to be shown.
+    acquisition: of each patient, in words: vendor, kernel, dose, spacing.
     champion: `per_patient` frame of the champion on the same patients, if there is one.
     verdict: what the gate says of it, if it was asked.
     """
 
     provenance: dict[str, str]
+    acquisition: dict[str, str]
     patients: list[PatientResult]
     champion: pd.DataFrame | None
     verdict: Verdict | None
@@ -82,6 +84,7 @@ def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> dict[str, Any]:
     return {
         "schema": 1,
         "provenance": evaluation.provenance,
+        "acquisition": evaluation.acquisition,
         "patients": _records(patients),
         "summary": _records(statistics.summarise(patients)),
         "restored_less_low": _records(
@@ -113,6 +116,7 @@ def page_template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["figure"] = _figure
     return environment.get_template(name)
 
 
@@ -145,6 +149,7 @@ def _patient_rows(evaluation: Evaluation, patients: pd.DataFrame) -> list[dict[s
         {
             "patient": result.patient,
             "anatomy": result.anatomy,
+            "acquisition": evaluation.acquisition[result.patient],
             "low": table.loc[(result.patient, "low")],
             "restored": table.loc[(result.patient, "restored")],
             "champion": None if before is None else before[result.patient],
@@ -186,6 +191,13 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records", double_precision=12))
+
+
+def _figure(value: float | None, *, signed: bool = False) -> str:
+    """Four significant digits: metrics differ in size by four orders."""
+    if value is None or pd.isna(value):
+        return "n/a"
+    return f"{value:{'+' if signed else ''}.4g}"
 
 
 def _number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:

@@ -110,6 +110,8 @@ def _test_group(anatomy: str, group: pd.DataFrame, seed: int) -> pd.DataFrame:
         values = group[metric].dropna()
         if len(values):
             p = stats.wilcoxon(values).pvalue if values.any() else 1.0
+            # One patient is no sample.
+            p = p if len(values) > 1 else np.nan
             rows.append({"anatomy": anatomy, "metric": metric, **_describe(values, seed), "p": p})
     table = pd.DataFrame(
         rows, columns=["anatomy", "metric", "patients", "mean", "sd", "low", "high", "p"]

@@ -63,6 +63,7 @@ async function draw() {
   drawSwipe(images, table);
   $("slice-name").textContent = `slice ${now.index}${now.label ? " (" + now.label + ")" : ""}`;
   $("window-name").textContent = `level ${Math.round(state.level)} HU, width ${Math.round(state.width)} HU`;
+  $("shown").textContent = `${patient().patient}, ${$("slice-name").textContent}, ${$("window-name").textContent}`;
   $("difference-name").textContent = `restored − full, ±${Math.round(span / 2)} HU`;
   document.body.dataset.drawn = `${patient().patient}/${now.index}/${Math.round(state.level)}/${Math.round(state.width)}`;
 }
@@ -75,6 +76,27 @@ function drawSwipe(images, table) {
     if (column === border) return 255;
     return table[(column < border ? left : right).code[i]];
   });
+}
+
+async function drawSheet() {
+  for (const [index, p] of DATA.patients.entries()) {
+    const chosen = p.slices.find((s) => s.label === "median") ?? p.slices[0];
+    const table = greys(p.window.level, p.window.width);
+    const figure = document.createElement("figure");
+    const row = document.createElement("div");
+    for (const name of ["low", "restored", "full"]) {
+      const { code, columns, rows } = await codes(chosen[name]);
+      const canvas = document.createElement("canvas");
+      paint(canvas, columns, rows, (i) => table[code[i]]);
+      row.append(canvas);
+    }
+    const caption = document.createElement("figcaption");
+    caption.textContent = `${p.patient}, slice ${chosen.index}, level ${p.window.level} HU, width ${p.window.width} HU`;
+    figure.append(row, caption);
+    figure.addEventListener("click", () => { setPatient(index); $("patient").scrollIntoView(); });
+    $("sheet").append(figure);
+  }
+  document.body.dataset.sheet = DATA.patients.length;
 }
 
 function setWindow({ level, width }) {
@@ -176,3 +198,4 @@ VIEWS.forEach((name) => dragWindow($("view-" + name)));
 dragSwipe($("view-swipe"));
 document.addEventListener("keydown", onKey);
 setPatient(0);
+drawSheet();

@@ -62,7 +62,8 @@ def evaluation(tmp_path_factory) -> report.Evaluation:
         "dataset commit": "4",
         "dataset digest": "0123abcd",
     }
-    return report.Evaluation(provenance, results, champion, verdict)
+    acquired = {result.patient: "GE, kernel soft, 10% dose" for result in results}
+    return report.Evaluation(provenance, acquired, results, champion, verdict)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,25 @@ def test_it_prints_without_its_controls(page):
     page.emulate_media(media="print")
     assert not page.is_visible("#mode")
     assert page.is_visible("#view-full")
+    assert "slice" in page.inner_text("#shown")
+    page.set_viewport_size({"width": 1030, "height": 728})
+    wide = page.eval_on_selector_all(
+        "table", "tables => tables.filter(t => t.getBoundingClientRect().right > innerWidth).length"
+    )
+    page.set_viewport_size({"width": 1300, "height": 900})
     page.emulate_media(media="screen")
+    assert wide == 0
+
+
+def test_the_sheet_shows_every_patient_and_leads_to_the_viewer(page, evaluation):
+    page.wait_for_selector("body[data-sheet]")
+    figures = page.locator("#sheet figure")
+    assert figures.count() == len(evaluation.patients)
+    figures.nth(2).click()
+    page.wait_for_selector("body[data-drawn^='P2/']")
+    assert page.locator("#sheet canvas").count() == 3 * len(evaluation.patients)
+    page.select_option("#patient", "0")
+    page.wait_for_selector("body[data-drawn^='P0/']")
 
 
 def test_text_from_elsewhere_is_text(page, folder):
