@@ -242,7 +242,7 @@ def acquisition(snapshot: Snapshot, split: str) -> dict[str, str]:
     words = {}
     for row in snapshot.patients(split):
         dose = "dose unknown" if row.dose_fraction is None else f"{row.dose_fraction:.0%} dose"
-        spacing = " x ".join(f"{length:g}" for length in row.spacing)
+        spacing = " x ".join(f"{length:.3g}" for length in row.spacing)
         words[row.patient] = f"{row.vendor}, kernel {kernels[row.patient]}, {dose}, {spacing} mm"
     return words
 
@@ -323,5 +323,8 @@ def compare(left: str, right: str, commit: int | None = None, split: str = "test
             )
         summaries.append(summary)
     folder = Settings().reports / f"compare-{left[:8]}-{right[:8]}-commit-{number}-{split}"
-    comparison.write(*summaries, folder)
+    try:
+        comparison.write(*summaries, folder)
+    except ValueError as error:
+        raise EvaluationError(f"runs {left} and {right}: {error}") from error
     return folder / "comparison.html"
