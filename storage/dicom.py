@@ -64,7 +64,8 @@ class Series:
     """An ordered, checked series; nothing of its pixels has been read yet.
 
     Attributes:
-        key: digest of the SeriesInstanceUID.
+        key: digest of the SeriesInstanceUID; `study`, `frame_of_reference`, `kernel_digest` alike.
+        thickness: SliceThickness in mm, of the first file.
         rows, columns: of every slice.
         spacing: (z, y, x) in mm; z is the median increment between slices.
         orientation: six direction cosines.
@@ -76,8 +77,11 @@ class Series:
     role: Role
     key: str
     study: str
+    frame_of_reference: str
     vendor: str
     kernel: str
+    kernel_digest: str
+    thickness: float | None
     rows: int
     columns: int
     spacing: Vector
@@ -115,8 +119,11 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
         role=first.role,
         key=first.series,
         study=first.study,
+        frame_of_reference=first.frame_of_reference,
         vendor=first.vendor,
         kernel=first.kernel,
+        kernel_digest=first.kernel_digest,
+        thickness=first.thickness,
         rows=first.rows,
         columns=first.columns,
         spacing=(round(increment, 4), *spacing),

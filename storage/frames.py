@@ -8,9 +8,6 @@ from pydicom.multival import MultiValue
 
 Vector = tuple[float, ...]
 
-# OverlayBitPosition: an overlay in the high bits of the pixels, as older scanners wrote it.
-OVERLAYS = [(group, 0x0102) for group in range(0x6000, 0x6020, 2)]
-
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -38,7 +35,6 @@ class Stored:
             to be asked.
         dtype: of such pixels, as `<i2`.
         bits, high: BitsStored and HighBit.
-        overlaid: whether overlays share the pixels' words.
         padding: PixelPaddingValue and PixelPaddingRangeLimit (the value again, if absent).
     """
 
@@ -46,24 +42,24 @@ class Stored:
     dtype: str
     bits: int
     high: int
-    overlaid: bool
     padding: tuple[int, int] | None
 
 
 def stored(header: Header, offset: int | None) -> Stored:
     """How the pixels are stored that begin at `offset`."""
     size = int(header.get("BitsAllocated") or 0) // 8
-    bits = int(header.get("BitsStored") or 0)
+    bits = int(header.get("BitsStored") or 8 * size)
     value = header.get("PixelPaddingValue")
-    limit = header.get("PixelPaddingRangeLimit", value)
+    limit = header.get("PixelPaddingRangeLimit")
     kind = "i" if header.get("PixelRepresentation") else "u"
     return Stored(
         offset=offset,
         dtype=f"{'<' if size > 1 else '|'}{kind}{size}",
         bits=bits,
-        high=int(header.get("HighBit", bits - 1)),
-        overlaid=any(tag in header and header[tag].value for tag in OVERLAYS),
-        padding=(int(value), int(limit)) if isinstance(value, int) else None,
+        high=int(header.get("HighBit") or bits - 1),
+        padding=(value, limit if isinstance(limit, int) else value)
+        if isinstance(value, int)
+        else None,
     )
 
 

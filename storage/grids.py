@@ -1,7 +1,8 @@
 """Whether two series lie on one grid, and which of their slices are common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def match(low: Series, full: Series, limits: Limits) -> tuple[Series, Series, st
             )
     common = list(_common(low, full, limits))
     _check_overlap(low, full, len(common), limits)
+    _check_gaps(low, full, common)
     _check_origin(low, full, common[0], limits)
     cropped = [len(s.slices) - len(common) for s in (low, full)]
     note = ""
@@ -64,6 +66,18 @@ def _check_overlap(low: Series, full: Series, common: int, limits: Limits) -> No
             f"({len(full.slices)}): {common} slices in common; expected all, or "
             f"{limits.min_overlap} or more to crop to",
         )
+
+
+def _check_gaps(low: Series, full: Series, common: Sequence[tuple[int, int]]) -> None:
+    """The common slices follow one another in both series: nothing between them is left out."""
+    for (i, j), following in pairwise(common):
+        if following != (i + 1, j + 1):
+            raise Refused(
+                Code.DIFFERENT_GRIDS,
+                f"increments {low.spacing[0]:g} mm in low dose and {full.spacing[0]:g} mm in full "
+                f"dose drift apart: no common slices between {full.slices[j].position:g} and "
+                f"{full.slices[following[1]].position:g} mm; expected all of them",
+            )
 
 
 def _check_origin(low: Series, full: Series, first: tuple[int, int], limits: Limits) -> None:

@@ -17,7 +17,7 @@ from pydicom.uid import (
 
 from storage import cohort
 from storage.cohort import CohortRules, Role
-from storage.frames import OVERLAYS, Frame, Stored, frames, numbers, rescale, rescale_groups, stored
+from storage.frames import Frame, Stored, frames, numbers, rescale, rescale_groups, stored
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
 
@@ -46,6 +46,7 @@ _ATTRIBUTES = [
     "SeriesDescription",
     "Manufacturer",
     "ConvolutionKernel",
+    "SliceThickness",
     "BodyPartExamined",
     "Rows",
     "Columns",
@@ -68,7 +69,6 @@ _ATTRIBUTES = [
     "LossyImageCompression",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    *OVERLAYS,
 ]
 _PREAMBLE = 128
 _EXTENSIONS = (".dcm", ".dicom", ".ima")
@@ -83,7 +83,10 @@ class Record:
         kind: `image`; `unreadable`; `projections`, `ignored` (by the cohort file) and `other`
             (no DICOM) are counted and left.
         patient: key of the dataset; None where the file names nobody.
-        study, series, instance, frame_of_reference: digests of UIDs.
+        study, series, instance, frame_of_reference: digests of UIDs; empty where there is none.
+        kernel, kernel_digest: ConvolutionKernel as a known word, and a digest that tells those
+            apart that are not known.
+        thickness: SliceThickness in mm.
         tilt: GantryDetectorTilt in degrees.
         code, reason: why the file alone is reason enough for a refusal.
         frames: one, or one a frame of an Enhanced image.
@@ -104,6 +107,8 @@ class Record:
     dose_fraction: float | None = None
     vendor: str = "other"
     kernel: str = "other"
+    kernel_digest: str = ""
+    thickness: float | None = None
     rows: int = 0
     columns: int = 0
     tilt: float | None = None
@@ -130,10 +135,10 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
     try:
         with (root / path).open("rb") as stream:
             header = _read_header(stream, path)
-            offset = _pixel_offset(stream, header) if header is not None else None
+            pixels = _pixel_bytes(stream, header) if header is not None else None
         if header is None:
             return Record(path, size, mtime, "other")
-        return _Reader(header, offset, path, rules, names).record(size, mtime)
+        return _Reader(header, pixels, path, rules, names).record(size, mtime)
     except OSError as error:
         # Size -1: it is looked at again next time, when the disk may be well.
         return _unreadable(path, -1, mtime, f"the disk gives an error: {error.strerror}")
@@ -165,8 +170,10 @@ def _read_header(stream: BinaryIO, path: str) -> Header | None:
     return header
 
 
-def _pixel_offset(stream: BinaryIO, header: Header) -> int | None:
-    """Where the bytes of uncompressed little-endian pixels begin, None if they are none.
+def _pixel_bytes(stream: BinaryIO, header: Header) -> tuple[int, int] | None:
+    """Where uncompressed little-endian pixels begin and how long they say they are, in bytes.
+
+    None if they are compressed or big endian, or there are none.
 
     The stream stands at the tag of the pixels, where reading of the header stopped.
     """
@@ -175,8 +182,10 @@ def _pixel_offset(stream: BinaryIO, header: Header) -> int | None:
     if not little or (syntax is not None and (syntax.is_compressed or syntax.is_deflated)):
         return None
     start = stream.tell()
-    found = stream.read(4) == b"\xe0\x7f\x10\x00"
-    return start + (8 if implicit else 12) if found else None
+    element = stream.read(8 if implicit else 12)
+    if element[:4] != b"\xe0\x7f\x10\x00":
+        return None
+    return start + len(element), int.from_bytes(element[-4:], "little")
 
 
 class _Reader:
@@ -185,13 +194,13 @@ class _Reader:
     def __init__(
         self,
         header: Header,
-        offset: int | None,
+        pixels: tuple[int, int] | None,
         path: str,
         rules: CohortRules,
         names: Pseudonyms,
     ) -> None:
         self.header = header
-        self.offset = offset
+        self.pixels = pixels
         self.path = path
         self.rules = rules
         self.names = names
@@ -222,22 +231,29 @@ class _Reader:
             kind="image",
             patient=self.names.patient(key) if key else None,
             role=role,
-            study=self.names.digest(self.text("StudyInstanceUID")),
-            series=self.names.digest(self.text("SeriesInstanceUID")),
-            instance=self.names.digest(self.text("SOPInstanceUID")),
-            frame_of_reference=self.names.digest(self.text("FrameOfReferenceUID")),
+            study=self.digest("StudyInstanceUID"),
+            series=self.digest("SeriesInstanceUID"),
+            instance=self.digest("SOPInstanceUID"),
+            frame_of_reference=self.digest("FrameOfReferenceUID"),
             anatomy=part,
             dose_fraction=cohort.dose_fraction(self.rules, key or "", part),
             vendor=cohort.vendor(self.text("Manufacturer")),
             kernel=cohort.kernel(self.text("ConvolutionKernel")),
+            kernel_digest=self.digest("ConvolutionKernel"),
+            thickness=(numbers(self.header, "SliceThickness", 1) or (None,))[0],
             rows=self.count("Rows"),
             columns=self.count("Columns"),
             tilt=(numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
             code=code,
             reason=reason,
             frames=frames(self.header),
-            stored=stored(self.header, self.offset),
+            stored=stored(self.header, self.pixels[0] if self.pixels else None),
         )
+
+    def digest(self, keyword: str) -> str:
+        """A digest of an attribute; empty when absent."""
+        text = self.text(keyword)
+        return self.names.digest(text) if text else ""
 
     def text(self, keyword: str) -> str:
         """An attribute as text; the first of several values, empty when absent."""
@@ -302,12 +318,34 @@ class _Reader:
                 if photometric != "MONOCHROME2"
                 else f"SamplesPerPixel {samples}, BitsAllocated {bits}; expected 1 and 8, 16 or 32",
             )
-        pixels = self.count("Rows") * self.count("Columns") * max(self.count("NumberOfFrames"), 1)
-        expected = (self.offset or 0) + pixels * bits // 8
-        if self.offset is not None and size < expected:
+        kept = stored(self.header, None)
+        if kept.bits != bits and not kept.bits - 1 <= kept.high < bits:
             raise Refused(
-                Code.UNREADABLE, f"the file is cut off: {size} bytes, expected {expected}"
+                Code.UNSUPPORTED_PIXELS,
+                f"BitsStored {kept.bits} up to HighBit {kept.high} do not fit BitsAllocated {bits}",
             )
+        self.check_length(size, bits // 8)
+
+    def check_length(self, size: int, width: int) -> None:
+        """As many frames and bytes as the header promises, no fewer and no more."""
+        count, described = max(self.count("NumberOfFrames"), 1), len(frames(self.header))
+        if count != described:
+            raise Refused(
+                Code.UNSUPPORTED_PIXELS,
+                f"NumberOfFrames {count}, and geometry of {described} frames; expected the same",
+            )
+        if self.pixels is None:
+            return
+        start, length = self.pixels
+        row = self.count("Columns") * width
+        expected = self.count("Rows") * row * count
+        if size < start + expected:
+            reason = f"the file is cut off: {size} bytes, expected {start + expected}"
+            raise Refused(Code.UNREADABLE, reason)
+        # Less than a row beyond the end is padding.
+        if not expected <= length < expected + max(row, 2):
+            reason = f"PixelData of {length} bytes; expected {expected} by matrix and frames"
+            raise Refused(Code.UNREADABLE, reason)
 
     def check_rescale(self) -> None:
         """The stored values must lead to HU."""

@@ -26,6 +26,7 @@ class Pair:
 
     Attributes:
         source: folder below the delivery that holds them, as it may be shown.
+        studies: digests of the UIDs of studies and frames of reference.
         note: what was decided on the way and the reader should know; empty if nothing.
         fingerprint: of the patient's files and everything that decides what is made of them.
     """
@@ -89,6 +90,7 @@ class _Planner:
         self.seen: set[str] = set()
 
     def plan(self, scan: Scan) -> Plan:
+        self.seen.update(f"file:{self.names.digest(folder)}" for folder in scan.folders)
         patients: dict[str, list[Record]] = defaultdict(list)
         nameless: list[Record] = []
         broken: list[Record] = []
@@ -157,9 +159,9 @@ class _Planner:
     ) -> Pair:
         """The best pair among the series of a patient.
 
-        The rule: among all low and full series on one grid, a pair of one kernel before one of
-        two, then the pair with the most slices, then with the smallest increment, then with the
-        smallest series digests.
+        The rule: among all low and full series on one grid, a pair of one study before one of
+        two, then of one kernel and slice thickness, then the pair with the most slices, then with
+        the smallest increment, then with the smallest series digests.
         """
         good, bad = self.ordered(groups)
         _require_both(groups, good, bad)
@@ -175,7 +177,7 @@ class _Planner:
         best = min(matches, key=_preference)
         low, full, note = best
         chosen = {(low.key, Role.LOW), (full.key, Role.FULL)}
-        notes = [note] if note else []
+        notes = [*([note] if note else []), *_differences(low, full)]
         left = [g for g in groups if (g[0].series, g[0].role) not in chosen]
         for group in left:
             key = group[0].series, group[0].role
@@ -190,7 +192,7 @@ class _Planner:
             anatomy=first.anatomy,
             dose_fraction=first.dose_fraction,
             source=self.folder(s.path for series in (low, full) for s in series.slices),
-            studies=tuple(sorted({low.study, full.study})),
+            studies=_shared_uids(low, full),
             note="; ".join(notes),
             fingerprint=self.fingerprint(records),
         )
@@ -240,7 +242,7 @@ class _Planner:
         )
 
     def refuse_series(self, group: Sequence[Record], refused: Refused) -> None:
-        key = f"series:{group[0].series}:{group[0].role}"
+        key = f"series:{group[0].patient or ''}:{group[0].series}:{group[0].role}"
         self.seen.add(key)
         self.refusals.append(
             Refusal(
@@ -297,16 +299,42 @@ def _first_code(group: Sequence[Record]) -> Refused | None:
     return Refused(code, group[0].reason or "") if len(codes) == 1 and code else None
 
 
-def _preference(candidate: tuple[Series, Series, str]) -> tuple[bool, int, float, str, str]:
+def _preference(candidate: tuple[Series, Series, str]) -> tuple[bool, int, int, float, str, str]:
     low, full, _ = candidate
-    return low.kernel != full.kernel, -len(low.slices), low.spacing[0], low.key, full.key
+    return (
+        low.study != full.study,
+        len(_differences(low, full)),
+        -len(low.slices),
+        low.spacing[0],
+        low.key,
+        full.key,
+    )
+
+
+def _differences(low: Series, full: Series) -> list[str]:
+    """How the two images were reconstructed differently; the dose shall be all that differs."""
+    found = []
+    if low.kernel_digest != full.kernel_digest:
+        found.append(f"kernels differ: low dose {low.kernel}, full dose {full.kernel}")
+    thickness = low.thickness, full.thickness
+    if None not in thickness and thickness[0] != thickness[1]:
+        found.append(
+            f"slice thickness differs: low dose {thickness[0]:g} mm, full dose {thickness[1]:g} mm"
+        )
+    return found
+
+
+def _shared_uids(low: Series, full: Series) -> tuple[str, ...]:
+    """What a redelivery of the person shares, were its pixels changed: studies and frames."""
+    uids = {low.study, full.study, low.frame_of_reference, full.frame_of_reference}
+    return tuple(sorted(uids - {""}))
 
 
 def _not_chosen(group: Sequence[Record]) -> Refused:
     return Refused(
         Code.NOT_CHOSEN,
-        f"a series of {len(group)} files beside the pair that was chosen; the rule: one kernel, "
-        "then most slices, then the smallest increment",
+        f"a series of {len(group)} files beside the pair that was chosen; the rule: one study, "
+        "then one kernel and slice thickness, then most slices, then the smallest increment",
     )
 
 

@@ -41,6 +41,7 @@ class SliceReader:
 
         Raises:
             Refused: a file cannot be decoded, or slices between others are of one value.
+            OSError, MemoryError: disk or memory failed; the file may be well.
         """
         for path, group in groupby(self._series.slices, key=attrgetter("path")):
             slices = list(group)
@@ -63,14 +64,20 @@ class SliceReader:
                     stream.seek(start)
                     yield np.fromfile(stream, stored.dtype, count)
         elif len(slices) == 1 and slices[0].frame == 0:
-            yield _open(file).pixel_array
+            header = _open(file)
+            header.pixel_array_options(correct_unused_bits=False)
+            yield header.pixel_array
         else:
-            yield from iter_pixels(file, indices=[item.frame for item in slices])
+            frames = [item.frame for item in slices]
+            yield from iter_pixels(file, indices=frames, correct_unused_bits=False)
 
     def _next(self, images: Iterator[np.ndarray], path: str) -> np.ndarray:
         shape = self._series.rows, self._series.columns
         try:
             return next(images).reshape(shape)
+        except (OSError, MemoryError):
+            # Of this machine, not of the file: tried again, now and in the next ingest.
+            raise
         except Exception as error:  # decoders raise anything on damaged data
             reason = (
                 f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]} "
@@ -154,9 +161,9 @@ def _padding(stored: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
 
 
 def _measured(values: np.ndarray, stored: Stored) -> np.ndarray:
-    """The bits of the pixel that are measurement, where overlays or shifts share its word."""
-    if stored.high == stored.bits - 1 and not stored.overlaid:
-        return values
+    """The bits of the pixel that are measurement, whatever the rest of its word holds."""
     width = values.dtype.itemsize * 8
+    if stored.bits == width:
+        return values
     # Left to the top and back again: an arithmetic shift extends the sign.
     return (values << (width - 1 - stored.high)) >> (width - stored.bits)

@@ -21,7 +21,7 @@ from storage.location import storage_errors
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code
 
-_VERSION = 2
+_VERSION = 3
 CHUNK = 250
 
 Chunk = Sequence[str]
@@ -34,11 +34,13 @@ class Scan:
     """What lies in a delivery.
 
     Attributes:
-        records: images and unreadable files, sorted by path.
+        records: images, unreadable files and folders that cannot be opened, sorted by path.
+        folders: those that were opened.
         skipped: how many of each kind were counted and left (`projections`, `other`, `links`...).
     """
 
     records: tuple[Record, ...]
+    folders: tuple[str, ...]
     skipped: Counter[str]
 
 
@@ -78,10 +80,10 @@ def scan(
         )
     root = source.resolve()
     remembered = _Memory(memory, root, rules, names)
-    skipped: Counter[str] = Counter()
+    tree = _Tree(root)
     records: list[Record] = []
     unknown: list[str] = []
-    for path, status in _walk(root, skipped):
+    for path, status in tree.files():
         record = remembered.get(path, status)
         if record is None:
             unknown.append(path)
@@ -92,33 +94,62 @@ def scan(
         records.extend(found)
     if unknown or len(remembered) != len(records):
         remembered.save(records)
-    skipped.update(r.kind for r in records if r.kind not in ("image", "unreadable"))
-    kept = (r for r in records if r.kind in ("image", "unreadable"))
-    return Scan(tuple(sorted(kept, key=lambda r: r.path)), skipped)
+    skipped = Counter(r.kind for r in records if r.kind not in ("image", "unreadable"))
+    if tree.links:
+        skipped["links"] = tree.links
+    kept = [r for r in (*records, *tree.closed) if r.kind in ("image", "unreadable")]
+    return Scan(tuple(sorted(kept, key=lambda r: r.path)), tuple(tree.folders), skipped)
 
 
-def _walk(root: Path, skipped: Counter[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files below the root.
+class _Tree:
+    """What lies below the root.
 
     Links are not followed: one that stays inside leads to a file that is found anyway, one that
     leaves is not part of the delivery.
+
+    Attributes:
+        folders: those that could be opened, below the root.
+        closed: an unreadable record for each folder or file that the system keeps shut.
+        links: how many were left.
     """
-    folders = [root]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except OSError:
-            skipped["closed folders"] += 1
-            continue
-        for entry in entries:
-            if entry.is_symlink():
-                skipped["links"] += 1
-            elif entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False):
-                # A file may be gone by now: deliveries are read while they are being moved.
-                with suppress(FileNotFoundError):
-                    yield os.path.relpath(entry.path, root), entry.stat(follow_symlinks=False)
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.folders: list[str] = []
+        self.closed: list[Record] = []
+        self.links = 0
+
+    def files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Walk the tree; yield paths below the root."""
+        waiting = [self._root]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                self._shut(str(folder), "folder", error)
+                continue
+            self.folders.append(os.path.relpath(folder, self._root))
+            for entry in entries:
+                if entry.is_symlink():
+                    self.links += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        # Gone by now: deliveries are read while they are being moved.
+                        continue
+                    except OSError as error:
+                        self._shut(entry.path, "file", error)
+                        continue
+                    yield os.path.relpath(entry.path, self._root), status
+
+    def _shut(self, path: str, what: str, error: OSError) -> None:
+        reason = f"the {what} cannot be opened: {error.strerror}"
+        below = os.path.relpath(path, self._root)
+        self.closed.append(Record(below, -1, -1, "unreadable", code=Code.UNREADABLE, reason=reason))
 
 
 class _Memory:

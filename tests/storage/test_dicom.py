@@ -234,6 +234,52 @@ def test_overlay_bits_in_the_pixel_word_are_no_measurement(tmp_path, series, sig
     assert (read(one.write(tmp_path / "a"))[0] == one.values()).all()
 
 
+def stored_in_12_bits(signed: bool, syntax):
+    """Words of 16 bits of which 12 are stored, no sign extended; one pixel of padding beyond."""
+
+    def change(i, image):
+        words = (np.frombuffer(image.PixelData, "<i2").astype(int) - 1024 * signed) & 0xFFF
+        image.BitsStored, image.HighBit, image.PixelRepresentation = 12, 11, int(signed)
+        image.RescaleIntercept = 0 if signed else -1024
+        if not signed:
+            words[1] = 63536
+            image.PixelPaddingValue = 63536
+        image.PixelData = words.astype("<u2").tobytes()
+        return (compress if syntax == RLELossless else as_endian)(syntax)(i, image)
+
+    return change
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless],
+)
+def test_unused_bits_are_no_measurement_in_any_syntax(tmp_path, series, signed, syntax):
+    one = series(change=stored_in_12_bits(signed, syntax))
+    expected = one.values().copy()
+    if not signed:
+        expected[:, 0, 1] = -1024
+    assert (read(one.write(tmp_path / "a"))[0] == expected).all()
+
+
+def test_empty_elements_stand_for_their_defaults(tmp_path, series):
+    about = {"HighBit": None, "PixelPaddingValue": 24, "PixelPaddingRangeLimit": None}
+    one = series(attributes=about)
+    expected = np.where(one.values() == -1000, -1024, one.values())
+    assert (read(one.write(tmp_path / "a"))[0] == expected).all()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_a_failure_of_the_machine_is_no_fault_of_the_file(tmp_path, series, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(np, "fromfile", fails)
+    with pytest.raises(type(error)):
+        read(series().write(tmp_path / "a"))
+
+
 def enhanced(series, folder: Path) -> Path:
     """One Enhanced CT file with all frames in reverse order, rescale differing by frame."""
     values = series.values()

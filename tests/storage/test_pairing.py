@@ -110,19 +110,66 @@ def test_of_several_reconstructions_the_pair_with_most_slices_is_chosen(
     assert [code for _, code in done.refused] == ["not_chosen", "not_chosen"]
 
 
-@pytest.mark.parametrize("kernel", ["B30f", "B50f"])
-def test_of_several_kernels_both_doses_have_one(tmp_path, series, dataset, deliver, kernel):
+ALIKE = {
+    "kernel": ("ConvolutionKernel", ["B30f", "B50f"]),
+    "unknown kernel": ("ConvolutionKernel", ["Qr40d", "Qr60d"]),
+    "thickness": ("SliceThickness", [1, 5]),
+}
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+@pytest.mark.parametrize("what", ALIKE)
+def test_of_several_reconstructions_both_doses_have_one(
+    tmp_path, series, dataset, deliver, what, chosen
+):
     source = tmp_path / "source"
-    for name in ("B30f", "B50f"):
-        about = {"attributes": {"ConvolutionKernel": name}}
-        series("L001", f"full {name}", seed=1 + ord(name[1]), **about).write(
-            source / f"full_{name}"
-        )
-    low = series("L001", "low", low=True, attributes={"ConvolutionKernel": kernel})
+    keyword, values = ALIKE[what]
+    for seed, value in enumerate(values):
+        about = {"attributes": {keyword: value}}
+        series("L001", f"full {seed}", seed=seed, **about).write(source / f"full_{seed}")
+    low = series("L001", "low", low=True, attributes={keyword: values[chosen]})
     low.write(source / "low")
     done = deliver(dataset, source)
-    expected = series(seed=1 + ord(kernel[1])).values()
-    assert (done.snapshot.volume("L001").full[:] == expected).all()
+    assert (done.snapshot.volume("L001").full[:] == series(seed=chosen).values()).all()
+    assert "differ" not in done.admission.accepted[0].note
+
+
+def test_a_pair_of_two_reconstructions_is_accepted_and_said(tmp_path, series, dataset, deliver):
+    low = {"attributes": {"ConvolutionKernel": "B30f", "SliceThickness": 1}}
+    full = {"attributes": {"ConvolutionKernel": "B60f", "SliceThickness": 5}}
+    done = deliver(dataset, write(series, tmp_path / "source", low=low, full=full))
+    (row,) = done.snapshot.patients()
+    assert "kernels differ: low dose B30f, full dose B60f" in row.note
+    assert "slice thickness differs: low dose 1 mm, full dose 5 mm" in row.note
+
+
+def test_of_two_studies_both_doses_are_of_one(tmp_path, series, dataset, deliver):
+    patients = [f"L00{number}" for number in range(4)]
+    for patient in patients:
+        for seed in (1, 2):
+            study = {"StudyInstanceUID": f"1.2.{seed}"}
+            folder = tmp_path / "source" / patient / f"study {seed}"
+            for name, low in (("FULL", False), ("LOW", True)):
+                one = series(patient, name, seed=seed + 10 * int(patient[1:]), attributes=study)
+                one.low = low
+                one.write(folder / f"{name} {seed}")
+    done = deliver(dataset, tmp_path / "source")
+    assert done.accepted == patients
+    for patient in patients:
+        volume = done.snapshot.volume(patient)
+        seed = next(
+            seed
+            for seed in (1 + 10 * int(patient[1:]), 2 + 10 * int(patient[1:]))
+            if (volume.full[:] == series(seed=seed).values()).all()
+        )
+        assert (volume.low[:] == series(seed=seed, low=True).values()).all()
+
+
+def test_increments_that_drift_apart_are_refused(tmp_path, series, dataset, deliver):
+    full, low = {"slices": 101, "increment": 0.625}, {"slices": 101, "increment": 0.6}
+    done = deliver(dataset, write(series, tmp_path / "source", full=full, low=low))
+    assert done.refused == [("L001", "different_grids")]
+    assert "drift apart" in done.refusal.reason
 
 
 def test_a_broken_candidate_does_not_spoil_the_whole_one(tmp_path, series, dataset, deliver):

@@ -1,5 +1,7 @@
 """Whatever is wrong refuses that series or pair alone, with a stable code and the values."""
 
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -105,6 +107,21 @@ WRONG_SERIES = {
         at(1, PhotometricInterpretation="MONOCHROME1"),
         Code.UNSUPPORTED_PIXELS,
         ["MONOCHROME1"],
+    ),
+    "more pixels than the matrix": (
+        at(1, PixelData=bytes(range(256)) * 5),
+        Code.UNREADABLE,
+        ["1280 bytes", "expected 640"],
+    ),
+    "a plain image of two frames": (
+        at(1, NumberOfFrames=2, PixelData=bytes(range(256)) * 5),
+        Code.UNSUPPORTED_PIXELS,
+        ["NumberOfFrames 2", "1 frames"],
+    ),
+    "bits that are not there": (
+        at(1, BitsStored=12, HighBit=9),
+        Code.UNSUPPORTED_PIXELS,
+        ["BitsStored 12", "HighBit 9"],
     ),
     "no rescale": (absent("RescaleSlope"), Code.NOT_HU, ["RescaleSlope"]),
     "slope of zero": (at(1, RescaleSlope=0), Code.NOT_HU, ["zero"]),
@@ -234,6 +251,42 @@ def test_series_beside_the_pair_are_refused_alone(tmp_path, pair, series, datase
         "secondary_capture",
         "unknown_role",
     ]
+
+
+def test_one_series_uid_under_two_patients_is_two_refusals(
+    tmp_path, pair, series, dataset, deliver
+):
+    source, uid = tmp_path / "source", generate_uid()
+    for seed, patient in enumerate(("L001", "L002")):
+        study = pair(source, patient, seed=seed)
+        series(patient, "MPR", attributes={"SeriesInstanceUID": uid}).write(study / "mpr")
+    done = deliver(dataset, source)
+    assert done.refused == [("L001", "unknown_role"), ("L002", "unknown_role")]
+
+
+@pytest.mark.parametrize("closed", ["Collection/L002", "."])
+def test_a_folder_that_cannot_be_opened_is_refused_until_it_can(
+    tmp_path, pair, dataset, deliver, monkeypatch, closed
+):
+    source = tmp_path / "source"
+    pair(source, "L001", seed=1)
+    pair(source, "L002", seed=2)
+    opened = os.scandir
+
+    def scandir(path):
+        if str(path) == str(source / closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.scan.os.scandir", scandir)
+        done = deliver(dataset, source)
+    assert done.refused == [(None, "unreadable")]
+    assert done.refusal.source == closed
+    assert "Permission denied" in done.refusal.reason
+    done = deliver(dataset, source)
+    assert [row.patient for row in done.snapshot.patients()] == ["L001", "L002"]
+    assert "refused" not in set(done.snapshot.rows.status)
 
 
 def test_projections_are_counted_and_left(tmp_path, pair, series, dataset, deliver):
