@@ -2,8 +2,10 @@
 
 - A patient who is there and whose volume is the same is unchanged.
 - A patient who is there and whose volume differs is changed: the new one replaces it, the split
-  stays. From another cohort only where a common study or common pixels show the same person.
-- Pixels that stand under another patient are refused.
+  stays. Only where a common study, frame of reference or slice shows the same person: the name of
+  the cohort shows nothing, for every inbox is called alike.
+- Pixels that stand under another patient are refused, unless this delivery replaces that one too:
+  so two patients who were swapped are put right.
 - A refusal never removes an accepted volume; an acceptance removes the patient's refusals.
 - Rows of patients, series and files that the delivery does not hold stay as they are.
 """
@@ -87,51 +89,77 @@ def _same(a: Row, b: Row) -> bool:
 
 def _accept(rows: dict[Key, Row], candidates: Sequence[Row], admission: Admission) -> set[str]:
     """Put accepted rows in, refuse the pixels of others; return the new and changed patients."""
-    owners = {
-        mark: r.patient for r in rows.values() if r.status == "accepted" for mark in _marks(r)
-    }
-    accepted: set[str] = set()
+    standing = {r.patient or "": r for r in rows.values() if r.status == "accepted"}
+    differing = []
+    for row in candidates:
+        before = standing.get(row.patient or "")
+        if before and before.digest == row.digest:
+            admission.unchanged.append(before.patient or "")
+        else:
+            differing.append(row)
+    refused = _judge(standing, differing)
+    admission.refused.extend(refused.values())
+    accepted = {row.patient or "": row for row in differing if row.patient not in refused}
+    for patient, row in accepted.items():
+        if patient in standing:
+            admission.changed.append(patient)
+        before = rows.get(_identity(row))
+        rows[_identity(row)] = replace(row, split=before.split if before else None)
+    return set(accepted)
+
+
+def _judge(standing: Mapping[str, Row], candidates: Sequence[Row]) -> dict[str, Row]:
+    """Refusals among new and changed volumes, by patient."""
+    leaving = {row.patient or "" for row in candidates} & standing.keys()
+    while True:
+        refused = _refusals(standing, candidates, leaving)
+        if not leaving & refused.keys():
+            return refused
+        # Who is refused stays, and what was decided on its leaving is decided again.
+        leaving -= refused.keys()
+
+
+def _refusals(
+    standing: Mapping[str, Row], candidates: Sequence[Row], leaving: set[str]
+) -> dict[str, Row]:
+    """What is refused if the volumes of the patients `leaving` are replaced."""
+    owners = {m: p for p, row in standing.items() if p not in leaving for m in _marks(row)}
+    replaced = {evidence for patient in leaving for evidence in _evidence(standing[patient])}
+    refused = {}
     for row in candidates:
         patient = row.patient or ""
-        standing = rows.get(_identity(row))
-        before = standing if standing and standing.status == "accepted" else None
-        if before and before.digest == row.digest:
-            admission.unchanged.append(patient)
-            continue
+        before = standing.get(patient)
         other = next((o for m in _marks(row) if (o := owners.get(m, patient)) != patient), None)
         if other is not None:
             reason = f"the full-dose pixels of {patient} stand under {other} already"
-            admission.refused.append(_refused(row, Code.DUPLICATE_PATIENT, reason))
-            continue
-        if before and not _same_person(before, row):
-            reason = (
-                f"{patient} stands from cohort {before.cohort!r} with other pixels of another "
-                "study: if it is the same person, ingest under that cohort's name; if not, give "
-                "the patients of this delivery a prefix in its cohort file"
-            )
-            admission.refused.append(_refused(row, Code.PATIENT_CONFLICT, reason))
-            continue
-        if before:
-            admission.changed.append(patient)
-        rows[_identity(row)] = replace(row, split=standing.split if standing else None)
-        owners.update((mark, patient) for mark in _marks(row))
-        accepted.add(patient)
-    return accepted
+            refused[patient] = _refused(row, Code.DUPLICATE_PATIENT, reason)
+        elif before and not (_evidence(before) | replaced) & _evidence(row):
+            refused[patient] = _refused(row, Code.PATIENT_CONFLICT, _conflict(before))
+        else:
+            owners.update((mark, patient) for mark in _marks(row))
+    return refused
 
 
 def _marks(row: Row) -> tuple[str, ...]:
     return (row.pixels or "", *row.sketch.split())
 
 
-def _same_person(before: Row, row: Row) -> bool:
+def _evidence(row: Row) -> set[str]:
+    """What two volumes of one person may share."""
+    return {*_marks(row), *row.studies} - {""}
+
+
+def _conflict(before: Row) -> str:
     return (
-        before.cohort == row.cohort
-        or bool(set(before.studies) & set(row.studies))
-        or bool(set(_marks(before)) & set(_marks(row)))
+        f"{before.patient} stands from cohort {before.cohort!r}, and this volume has no study, "
+        "frame of reference or slice in common with it: if it is another person, give the patients "
+        "of this delivery a prefix in its cohort file; if it is the same one, do so too and put "
+        f"both into the split {before.split} with `hqinet dataset splits import`"
     )
 
 
 def _refused(row: Row, code: Code, reason: str) -> Row:
+    """No fingerprint: what else the dataset holds decided, and may decide otherwise next time."""
     return Row(
         key=f"refused:{row.patient}",
         cohort=row.cohort,
@@ -140,7 +168,6 @@ def _refused(row: Row, code: Code, reason: str) -> Row:
         code=str(code),
         reason=reason,
         source=row.source,
-        fingerprint=row.fingerprint,
     )
 
 

@@ -58,11 +58,13 @@ def test_one_person_in_two_cohorts_is_one_patient():
     assert len(same_study.rows) == 1
 
 
-def test_the_same_id_with_nothing_in_common_is_refused_with_what_to_do():
+@pytest.mark.parametrize("cohort", ["a", "b"])
+def test_the_same_id_with_nothing_in_common_is_refused_with_what_to_do(cohort):
     rows = deliver([], pair("A", "1")).rows
-    done = deliver(rows, pair("A", "2", cohort="b", study="t"), cohort="b")
+    done = deliver(rows, pair("A", "2", cohort=cohort, study="t"), cohort=cohort)
     assert [row.code for row in done.refused] == ["patient_conflict"]
     assert "prefix" in done.refused[0].reason
+    assert "split train" in done.refused[0].reason
     assert [row.pixels for row in done.rows if row.status == "accepted"] == ["1"]
 
 
@@ -71,6 +73,32 @@ def test_pixels_of_another_patient_are_refused(marks):
     rows = deliver([], pair("A", "1", sketch="s1 s2")).rows
     done = deliver(rows, replace(pair("B", "1", cohort="b"), **marks), cohort="b")
     assert [(row.patient, row.code) for row in done.refused] == [("B", "duplicate_patient")]
+
+
+def test_a_refusal_for_what_else_is_there_is_decided_anew():
+    rows = deliver([], pair("A", "1")).rows
+    done = deliver(rows, pair("B", "1", fingerprint="as converted"))
+    assert done.refused[0].fingerprint is None
+
+
+@pytest.mark.parametrize("studies", [("s1", "s2"), ("s2", "s1")], ids=["stay", "move too"])
+def test_swapped_patients_are_put_right(studies):
+    rows = deliver([], pair("A", "1", study="s1"), pair("B", "2", study="s2")).rows
+    done = deliver(rows, pair("A", "2", study=studies[0]), pair("B", "1", study=studies[1]))
+    assert done.changed == ["A", "B"]
+    after = {row.patient: (row.pixels, row.split) for row in done.rows}
+    before = {row.patient: row.split for row in rows}
+    assert after == {"A": ("2", before["A"]), "B": ("1", before["B"])}
+
+
+def test_pixels_of_a_patient_whose_replacement_is_refused_are_still_theirs():
+    rows = deliver([], pair("A", "1"), pair("B", "2"), pair("C", "3")).rows
+    done = deliver(rows, pair("A", "2"), pair("B", "3"))
+    assert [(row.patient, row.code) for row in done.refused] == [
+        ("A", "duplicate_patient"),
+        ("B", "duplicate_patient"),
+    ]
+    assert done.changed == []
 
 
 def test_of_two_names_in_one_delivery_one_is_accepted():
@@ -91,7 +119,8 @@ def test_an_acceptance_ends_the_refusals_of_the_patient_in_every_cohort():
 def test_refusals_that_the_delivery_no_longer_makes_are_over():
     stray = Row(key="series:1:unknown", cohort="a", status="refused", code="localizer")
     rows = deliver([], stray, refusal("A")).rows
-    assert deliver(rows, pair("C", "3"), cohort="b", seen=[stray.key]).rows != rows
+    elsewhere = deliver(rows, pair("C", "3", cohort="b"), cohort="b", seen=[stray.key]).rows
+    assert stray in elsewhere, "what another cohort says of the same key is another refusal"
     kept = deliver(rows, seen=[]).rows
     assert kept is None, "what a delivery does not hold stays as it is"
     assert deliver(rows, seen=[stray.key, "refused:A"]).rows == []
