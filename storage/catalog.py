@@ -46,7 +46,8 @@ class Row:
         note: what ingestion did to the data that the reader should know (cropped, clipped).
         fingerprint: of the files and the rules it was decided from.
         pixels, sketch: see `storage.volumes.Written`.
-        studies: digests of the StudyInstanceUIDs.
+        studies: digests of the UIDs of studies and frames of reference: what shows that a
+            changed volume is of the same person.
     """
 
     key: str
@@ -235,7 +236,7 @@ class Catalog:
             raise DatasetError(
                 f"there is no dataset at {root}: make one with `hqinet ingest SOURCE`"
             ) from error
-        except (OSError, DeltaError) as error:
+        except (OSError, OverflowError, DeltaError) as error:
             if commit is not None:
                 latest = self._table(None).version()
                 if not 0 <= commit <= latest:

@@ -6,6 +6,7 @@ the public bucket, anonymously. Files land as `<series uuid>/<uuid>.dcm`, which 
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _COLUMNS = [
     "crdc_series_uuid",
 ]
 _REGION = "us-east-1"
+_PUBLIC = f"https://s3.{_REGION}.amazonaws.com"
 _MEGABYTE = 1_000_000
 
 
@@ -155,7 +157,7 @@ def _rows(collection: str, index: Path | None) -> list[dict]:
 def _choose(
     pairs: dict[str, list[PublicSeries]], patients: Iterable[str] | None, anatomy: str | None
 ) -> list[str]:
-    wanted = sorted(pairs) if patients is None else list(patients)
+    wanted = sorted(pairs) if patients is None else list(dict.fromkeys(patients))
     unpaired = [patient for patient in wanted if patient not in pairs]
     if unpaired:
         raise StorageError(
@@ -185,8 +187,9 @@ def fetch(
         progress: called with files and bytes after each file, also one that was there.
 
     Raises:
-        StorageError: the bucket does not hold what the index says, or the network or disk fail;
-            what was downloaded stays, and the next fetch goes on from there.
+        StorageError: the bucket does not hold what the index says of some series (all others are
+            downloaded first), or the network or disk fail; what was downloaded stays, and the
+            next fetch goes on from there.
     """
     stores = {bucket: _store(bucket, endpoint) for bucket in {s.bucket for s in selection.series}}
     files = size = present = 0
@@ -194,9 +197,14 @@ def fetch(
         listings = pool.map(
             lambda series: _listing(stores[series.bucket], series), selection.series
         )
+        listed = dict(zip(selection.series, listings, strict=True))
+        amiss = [
+            _amiss(s, len(listing)) for s, listing in listed.items() if len(listing) != s.files
+        ]
         tasks = {
             pool.submit(_download, stores[series.bucket], name, folder / name, length): length
-            for series, listing in zip(selection.series, list(listings), strict=True)
+            for series, listing in listed.items()
+            if len(listing) == series.files
             for name, length in listing
         }
         try:
@@ -209,32 +217,43 @@ def fetch(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    if amiss:
+        raise StorageError(
+            f"{amiss[0]}: update idc-index-data; {len(amiss)} of {len(listed)} series are left "
+            f"out for that, {files + present} files of the others are there"
+        )
     return Fetched(files, size, present)
 
 
 def _store(bucket: str, endpoint: str | None) -> S3Store:
     # The public bucket is read anonymously; a mirror may want the usual credentials.
     anonymous = endpoint is None or "AWS_ACCESS_KEY_ID" not in os.environ
-    elsewhere = {"endpoint": endpoint} if endpoint else {}
-    return S3Store(
-        bucket,
-        region=_REGION,
-        skip_signature=anonymous,
-        client_options={"allow_http": (endpoint or "").startswith("http://")},
-        **elsewhere,
-    )
+    # Named, or AWS_ENDPOINT_URL, which may be the dataset's, would decide.
+    endpoint = endpoint or _PUBLIC
+    if not re.match(r"https?://[^/]", endpoint):
+        raise StorageError(f"endpoint {endpoint!r} is no URL: give it as https://host[:port]")
+    with storage_errors(f"s3://{bucket} at {endpoint}"):
+        return S3Store(
+            bucket,
+            region=_REGION,
+            endpoint=endpoint,
+            skip_signature=anonymous,
+            client_options={"allow_http": endpoint.startswith("http://")},
+        )
 
 
 def _listing(store: S3Store, series: PublicSeries) -> Sequence[tuple[str, int]]:
-    """Names and sizes of a series' files in the bucket, checked against the index."""
+    """Names and sizes of a series' files in the bucket."""
     with storage_errors(f"s3://{series.bucket}/{series.prefix}"):
         entries = [e for batch in obstore.list(store, series.prefix) for e in batch]
-    if len(entries) != series.files:
-        raise StorageError(
-            f"s3://{series.bucket}/{series.prefix} of {series.patient} holds {len(entries)} "
-            f"files, the index says {series.files}: update idc-index-data"
-        )
     return [(entry["path"], entry["size"]) for entry in entries]
+
+
+def _amiss(series: PublicSeries, found: int) -> str:
+    return (
+        f"s3://{series.bucket}/{series.prefix} of {series.patient} holds {found} files, the index "
+        f"says {series.files}"
+    )
 
 
 def _download(store: S3Store, name: str, target: Path, size: int) -> bool:

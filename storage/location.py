@@ -24,11 +24,18 @@ class Location:
         url: a path, or `s3://bucket/prefix`, `gs://...`, `az://...`.
         options: names as in the object_store crate (`aws_endpoint`, `aws_region`, ...); what is
             not given comes from the usual variables of the provider (`AWS_ENDPOINT_URL`, ...).
+
+    Raises:
+        StorageError: a URL of another kind.
     """
 
     def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
         text = str(url)
         self.remote = bool(_REMOTE.match(text))
+        if "://" in text and not self.remote:
+            raise StorageError(
+                f"{text}: no such kind of store; give a folder, or s3://, gs:// or az://"
+            )
         self.url = text.rstrip("/") if self.remote else str(Path(text).absolute())
         self.options = dict(options or {})
         if self.url.startswith("s3://"):

@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 from storage.errors import StorageError
@@ -88,6 +89,20 @@ def to_csv(splits: Mapping[str, Split]) -> str:
     writer.writerow(("patient", "split"))
     writer.writerows(sorted(splits.items()))
     return out.getvalue()
+
+
+def read_csv(file: Path) -> str:
+    """The text of a CSV file.
+
+    Raises:
+        StorageError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StorageError(
+            f"{file} is not UTF-8 (byte {error.start}): save it as `CSV UTF-8`"
+        ) from error
 
 
 def from_csv(text: str) -> dict[str, Split]:

@@ -1,5 +1,6 @@
 """Looking after a dataset for years: compare, verify, roll back, collect garbage, fix splits."""
 
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -113,8 +114,8 @@ def verify(snapshot: Snapshot, *, deep: bool = False) -> Verification:
 def rollback(dataset: Dataset, commit: int) -> Snapshot:
     """Make a new commit with the rows of an old one; nothing is lost, and no split forgotten.
 
-    A patient who is not in the old commit keeps the split as a reservation, and is put back into
-    it when the patient is ingested again.
+    Every patient keeps the split of today, also one that a hand fixed after the old commit. Who is
+    not in the old commit keeps it as a reservation, and is put back into it when ingested again.
 
     Raises:
         DatasetError: no such commit, or a volume of it is not there.
@@ -128,6 +129,10 @@ def rollback(dataset: Dataset, commit: int) -> Snapshot:
 
     def decide(current: Snapshot) -> list[Row] | None:
         rows = {(row.cohort, row.key): row for row in old.entries if row.status != "reserved"}
+        today = {row.patient: row.split for row in current.entries if row.split}
+        for key, row in rows.items():
+            if row.split:
+                rows[key] = replace(row, split=today.get(row.patient, row.split))
         known = {row.patient for row in rows.values() if row.status == "accepted"}
         for row in current.entries:
             if row.split and row.patient not in known:
@@ -217,7 +222,8 @@ def collect_garbage(
     before = datetime.now(UTC) - grace
     needed = dataset.catalog.values_ever("path")
     unneeded, size = _unneeded_volumes(location, needed, before)
-    hours = max(0, int(grace.total_seconds() // 3600))
+    # The table counts whole hours: rather one file too many is left than one that is needed gone.
+    hours = max(0, math.ceil(grace / timedelta(hours=1)))
     files = [f"catalog/{name}" for name in dataset.catalog.unneeded_files(hours)]
     halves = _half_written(location, before)
     leftovers = _old_scratch(scratch, before) if scratch else []

@@ -255,7 +255,7 @@ def check(location: Location, path: str, shape: tuple[int, int, int]) -> None:
             if lost:
                 raise DatasetError(
                     f"{location}/{lost[0]}: not there, with {len(lost)} of {len(shards)} shards: "
-                    "ingest the cohort again to write it anew"
+                    f"remove the folder {path} and ingest the cohort again to write it anew"
                 )
 
 

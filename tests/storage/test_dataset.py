@@ -152,8 +152,9 @@ class TestCommits:
         assert Dataset(location.url, location.options).snapshot().commit == 0
 
     def test_unknown_commit_and_dataset_say_what_to_do(self, dataset):
-        with pytest.raises(DatasetError, match=r"no commit 7 .* 0 to 0"):
-            dataset.snapshot(7)
+        for commit in (7, -1, 2**70):
+            with pytest.raises(DatasetError, match=rf"no commit {commit} .* 0 to 0"):
+                dataset.snapshot(commit)
         nowhere = Dataset(dataset.location.child("nowhere").url, dataset.location.options)
         with pytest.raises(DatasetError, match=r"no dataset .*hqinet ingest"):
             nowhere.snapshot()
@@ -224,7 +225,9 @@ class TestUpkeep:
         assert not upkeep.verify(snapshot).problems
         assert [p.patient for p in upkeep.verify(snapshot, deep=True).problems] == ["A"]
         obstore.delete(store, shard)
-        assert [p.patient for p in upkeep.verify(snapshot).problems] == ["A"]
+        (problem,) = upkeep.verify(snapshot).problems
+        assert problem.patient == "A"
+        assert f"remove the folder {row.path} " in problem.problem
 
     def test_rollback_is_a_new_commit_with_old_rows_and_splits_are_remembered(
         self, dataset, tmp_path
@@ -238,6 +241,14 @@ class TestUpkeep:
         assert upkeep.rollback(dataset, 2).digest == second.digest
         assert upkeep.rollback(dataset, 2).commit == 4, "nothing to do, no commit"
         assert dataset.log()[0].action == "rollback"
+
+    def test_a_rollback_leaves_a_split_where_a_hand_put_it(self, dataset, tmp_path):
+        commit(dataset, put(dataset, tmp_path, "A", 1))
+        upkeep.import_splits(dataset, "patient,split\nA,test\n")
+        commit(dataset, put(dataset, tmp_path, "B", 2))
+        assert [(p.patient, p.split) for p in upkeep.rollback(dataset, 1).patients()] == [
+            ("A", "test")
+        ]
 
     def test_splits_are_fixed_by_hand_and_reserved(self, dataset, tmp_path):
         commit(dataset, put(dataset, tmp_path, "A", 1))
@@ -286,6 +297,8 @@ def test_garbage_of_killed_writers_in_a_folder(tmp_path):
     orphan.write_bytes(b"orphan")
     scratch = tmp_path / "scratch"
     (scratch / "123-abc" / "full").mkdir(parents=True)
+    half_an_hour = timedelta(minutes=30)
+    assert upkeep.collect_garbage(dataset, dry_run=True, grace=half_an_hour).files == []
     nothing = timedelta(seconds=-60)
     found = upkeep.collect_garbage(dataset, scratch, dry_run=False, grace=nothing)
     assert sorted(found.files) == [
@@ -297,3 +310,11 @@ def test_garbage_of_killed_writers_in_a_folder(tmp_path):
     assert not orphan.exists()
     assert not (scratch / "123-abc").exists()
     assert dataset.snapshot().commit == 0
+
+
+@pytest.mark.parametrize("url", ["s3a://bucket/x", "gcs://bucket/x", "file:///data/x"])
+def test_a_url_of_no_known_kind_makes_no_folder(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="give a folder, or s3://"):
+        Dataset(url)
+    assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ def test_a_selection_by_anatomy_limit_and_name():
     chest = idc.select(COLLECTION, anatomy="chest", limit=3)
     assert len(chest.patients) == 3
     assert all(patient.startswith("C") for patient in chest.patients)
-    named = idc.select(COLLECTION, patients=chest.patients[:1])
+    named = idc.select(COLLECTION, patients=chest.patients[:1] * 2)
     assert named.series == tuple(s for s in chest.series if s.patient == chest.patients[0])
 
 
@@ -88,16 +88,32 @@ def test_a_fetch_brings_everything_and_a_second_one_nothing(tmp_path, shortest, 
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_bucket_that_holds_something_else_is_said(tmp_path, shortest, public):
-    series = shortest.series[0]
+def test_a_bucket_that_holds_something_else_is_said_when_the_rest_is_there(
+    tmp_path, shortest, public
+):
+    series, other = shortest.series
     url = f"{public}/{BUCKET}/{series.prefix}/extra.dcm"
     with httpx.Client() as client:
         put(client, url, "more than the index says")
         with pytest.raises(StorageError, match=f"{series.files + 1} files, the index says"):
             idc.fetch(shortest, tmp_path, endpoint=public)
+        client.delete(url).raise_for_status()
+    assert len(list((tmp_path / other.prefix).iterdir())) == other.files
+    assert not (tmp_path / series.prefix).exists()
 
 
-def test_without_an_endpoint_the_public_bucket_is_read_anonymously():
+def test_without_an_endpoint_the_public_bucket_is_read_anonymously(monkeypatch):
+    # What the dataset's store is told must not lead this one astray.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     store = idc._store("idc-open-data", None)
     assert store.config["skip_signature"]
-    assert "endpoint" not in store.config
+    assert store.config["endpoint"] == "https://s3.us-east-1.amazonaws.com"
+
+
+def test_an_endpoint_or_credentials_that_cannot_be_are_one_line(monkeypatch):
+    with pytest.raises(StorageError, match="'foo' is no URL"):
+        idc._store(BUCKET, "foo")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(StorageError, match=BUCKET):
+        idc._store(BUCKET, "http://127.0.0.1:9")

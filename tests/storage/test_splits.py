@@ -104,3 +104,10 @@ def test_a_csv_from_a_spreadsheet_is_read():
     assert splits.from_csv(text) == {"L001": "test"}
     with pytest.raises(StorageError, match="line 3"):
         splits.from_csv("patient,split\nA,test\nB,\n")
+
+
+def test_a_csv_in_another_encoding_says_how_to_save_it(tmp_path):
+    file = tmp_path / "splits.csv"
+    file.write_bytes("patient,split\nMüller,test\n".encode("latin-1"))
+    with pytest.raises(StorageError, match=r"not UTF-8 .*CSV UTF-8"):
+        splits.read_csv(file)
