@@ -23,4 +23,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) hqinet-home
+	rm -rf $(VENV)

@@ -193,10 +193,11 @@ def import_splits(
     enter(home)
     from flows import places, printing
     from storage import upkeep
+    from storage.splits import read_csv
 
     dataset = places.dataset()
     dataset.create()
-    snapshot, moves = upkeep.import_splits(dataset, file.read_text(encoding="utf-8"))
+    snapshot, moves = upkeep.import_splits(dataset, read_csv(file))
     if as_json:
         printing.print_json({"commit": snapshot.commit, "moved": [asdict(move) for move in moves]})
     else:

@@ -6,7 +6,6 @@ with the process that started them, however it ends.
 
 import importlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import dask
+from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, as_completed
 
 from flows.settings import ClusterSettings
@@ -36,6 +36,8 @@ _ENVIRONMENT = {
 }
 # How long a scheduler may take to answer.
 PATIENCE = "30s"
+# How many seconds the first worker may take: a batch system may let it wait in its queue.
+QUEUE = 600
 # Enough to keep a large cluster busy, few enough that the scheduler holds no whole cohort.
 _IN_FLIGHT = 256
 
@@ -99,6 +101,7 @@ class Workers:
         client = self._connect()
         # Not entered: a client's context belongs to the thread that entered it.
         self._stack.callback(client.close)
+        self._wait(client)
         return client
 
     def _connect(self) -> Client:
@@ -114,13 +117,23 @@ class Workers:
         cluster = self._local() if where == "local" else self._of_class(where)
         return Client(self._stack.enter_context(cluster))
 
+    def _wait(self, client: Client) -> None:
+        """One worker must be there; the others may come while it works."""
+        try:
+            client.wait_for_workers(1, timeout=QUEUE)
+        except TimeoutError as error:
+            raise StorageError(
+                f"no worker came to the cluster {self._settings.where} within {QUEUE} s: look at "
+                "its queue and its workers' logs, then run again"
+            ) from error
+
     def _local(self) -> LocalCluster:
         with dask.config.set({"distributed.nanny.pre-spawn-environ": _ENVIRONMENT}):
             return self._start_local()
 
     def _start_local(self) -> LocalCluster:
         return LocalCluster(
-            n_workers=self._settings.workers or len(os.sched_getaffinity(0)),
+            n_workers=self._settings.workers or CPU_COUNT,
             threads_per_worker=1,
             processes=True,
             memory_limit=self._settings.memory,
@@ -141,12 +154,16 @@ class Workers:
                 f"(`pip install {module.partition('.')[0].replace('_', '-') or path}`), or set "
                 "HQINET_CLUSTER__WHERE to `local` or a `tcp://` address"
             ) from error
+        if not self._settings.workers:
+            raise StorageError(
+                f"cluster {path!r} has no workers of its own: say how many to ask it for with "
+                "HQINET_CLUSTER__WORKERS"
+            )
         try:
             cluster = kind(**self._settings.arguments)
         except (TypeError, ValueError) as error:
             raise StorageError(
                 f"cluster {path!r} does not take HQINET_CLUSTER__ARGUMENTS: {error}"
             ) from error
-        if self._settings.workers:
-            cluster.scale(self._settings.workers)
+        cluster.scale(self._settings.workers)
         return cluster

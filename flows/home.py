@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from storage.errors import StorageError
+
 DEFAULT = Path("hqinet-home")
 
 
@@ -30,8 +32,15 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def enter(home: Path) -> Path:
-    """Make `home` the home of this process and its children; returns it as an absolute path."""
+    """Make `home` the home of this process and its children; returns it as an absolute path.
+
+    Raises:
+        StorageError: its path has a sign that means something else in a database's URL.
+    """
     home = home.expanduser().absolute()
+    for sign in "%?":
+        if sign in str(home):
+            raise StorageError(f"home {home}: {sign!r} cannot stand in its path; choose another")
     home.mkdir(parents=True, exist_ok=True)
     os.environ.update(environment(home))
     return home

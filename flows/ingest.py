@@ -23,11 +23,12 @@ from flows.settings import ClusterSettings, IngestSettings, Settings
 from storage import admission, pseudonym, volumes
 from storage.admission import Admission
 from storage.catalog import Row
-from storage.cohort import CohortRules, read_cohort_file
+from storage.cohort import SYNTHETIC, CohortRules, read_cohort_file
 from storage.conversion import Conversion, Memory, refused_row
 from storage.dataset import Dataset, Snapshot
-from storage.errors import StorageError
+from storage.errors import DatasetError, SourceError, StorageError
 from storage.headers import Record
+from storage.location import Location
 from storage.pairing import Pair, Plan, Refusal, plan
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code
@@ -37,11 +38,12 @@ DEFAULTS = Settings()
 
 
 class Accepted(BaseModel):
-    """A new or changed patient."""
+    """A new or changed patient; `note` says what was done to the data, as that it was cropped."""
 
     patient: str
     slices: int
     split: str
+    note: str | None
 
 
 class Refused(BaseModel):
@@ -55,13 +57,17 @@ class Refused(BaseModel):
 
 
 class IngestResult(BaseModel):
-    """What `hqinet ingest --json` prints; refusals known from before are repeated."""
+    """What `hqinet ingest --json` prints; refusals known from before are repeated.
+
+    `skipped` counts what was left by kind: `links`, `projections`, `ignored`, `other`.
+    """
 
     commit: int
     accepted: list[Accepted]
     refused: list[Refused]
     unchanged: int
     changed: list[str]
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def ingest(
         found = scan_headers(opaque(delivery), workers)
         planned = pair_series(opaque(delivery), opaque(found))
         rows = convert(opaque(delivery), opaque(planned), workers)
-    result = commit(opaque(delivery), opaque(planned), opaque(rows))
+    result = commit(opaque(delivery), opaque(planned), opaque(rows), dict(found.skipped))
     publish(result)
     return result
 
@@ -113,15 +119,27 @@ def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) ->
     folder = source.absolute().name
     dataset = places.dataset()
     dataset.create()
+    cohort = cohort or rules.name or (names.path(folder) if names.on else folder)
+    refuse_phantoms(dataset, cohort)
     return Delivery(
         source=source,
-        cohort=cohort or rules.name or (names.path(folder) if names.on else folder),
+        cohort=cohort,
         rules=rules,
         names=names,
         settings=settings,
         dataset=dataset,
         memory=places.scratch().parent / "scan",
     )
+
+
+def refuse_phantoms(dataset: Dataset, cohort: str) -> None:
+    """Raise SourceError if the dataset is of the demo: patients never stand among phantoms."""
+    rows = dataset.snapshot().entries
+    if cohort != SYNTHETIC and any(row.cohort == SYNTHETIC for row in rows):
+        raise SourceError(
+            f"the dataset at {dataset.location} holds the phantoms of `hqinet demo`, cohort "
+            f"{SYNTHETIC}: ingest {cohort} into another one (`--home DIR`, or HQINET_DATASET)"
+        )
 
 
 @task(cache_policy=NO_CACHE)
@@ -190,12 +208,13 @@ def recall(delivery: Delivery, planned: Plan, memory: Memory) -> tuple[list[Row]
         for row in current
         if row.status == "refused" and row.cohort == delivery.cohort
     }
+    named = {row.path for row in current}
     known, unread = [], []
     for pair in planned.pairs:
         mark, location = pair.fingerprint, delivery.dataset.location
         row = standing.get(mark)
         if row is None or not volumes.is_complete(location, row.path or ""):
-            row = memory.recall(mark, location) or refused.get(mark)
+            row = memory.recall(mark, location, named) or refused.get(mark)
         if row is None:
             unread.append(pair)
         else:
@@ -205,17 +224,21 @@ def recall(delivery: Delivery, planned: Plan, memory: Memory) -> tuple[list[Row]
 
 def failed(pair: Pair, error: Exception, cohort: str) -> Row:
     """The refusal of a pair that no worker could finish; it is tried again next time."""
-    reason = (
-        f"the conversion failed on every try ({type(error).__name__}): look at the workers' "
-        "memory (HQINET_CLUSTER__MEMORY) and ingest again"
+    advice = (
+        f"the disk of the source gave an error ({error.strerror})"
+        if isinstance(error, OSError)
+        else "look at the workers' memory (HQINET_CLUSTER__MEMORY)"
     )
+    reason = f"every try failed with {type(error).__name__}: {advice}; ingest again"
     key = f"refused:{pair.patient}"
     refusal = Refusal(key, pair.patient, Code.CONVERSION_FAILED, reason, pair.source)
     return refused_row(refusal, cohort)
 
 
 @task(cache_policy=NO_CACHE)
-def commit(delivery: Delivery, planned: Plan, rows: list[Row]) -> IngestResult:
+def commit(
+    delivery: Delivery, planned: Plan, rows: list[Row], skipped: dict[str, int]
+) -> IngestResult:
     """Decide on the latest commit what changes, and commit it; again if another came first."""
     incoming = [*rows, *(refused_row(r, delivery.cohort) for r in planned.refusals)]
     decided = Admission()
@@ -229,6 +252,7 @@ def commit(delivery: Delivery, planned: Plan, rows: list[Row]) -> IngestResult:
             delivery.cohort,
             delivery.settings.split_targets,
         )
+        require_volumes(delivery.dataset.location, decided.accepted)
         return decided.rows
 
     # Rules of a cohort file may name persons: a pattern for one, a folder.
@@ -248,10 +272,20 @@ def commit(delivery: Delivery, planned: Plan, rows: list[Row]) -> IngestResult:
     snapshot = delivery.dataset.commit(
         decide, action="ingest", cohort=delivery.cohort, details=details
     )
+    return outcome(snapshot.commit, decided, skipped)
+
+
+def outcome(commit: int, decided: Admission, skipped: dict[str, int]) -> IngestResult:
+    """What was decided, in the form that is printed."""
     return IngestResult(
-        commit=snapshot.commit,
+        commit=commit,
         accepted=[
-            Accepted(patient=row.patient or "", slices=row.slices or 0, split=row.split or "")
+            Accepted(
+                patient=row.patient or "",
+                slices=row.slices or 0,
+                split=row.split or "",
+                note=row.note,
+            )
             for row in decided.accepted
         ],
         refused=[
@@ -266,7 +300,18 @@ def commit(delivery: Delivery, planned: Plan, rows: list[Row]) -> IngestResult:
         ],
         unchanged=len(decided.unchanged),
         changed=decided.changed,
+        skipped=skipped,
     )
+
+
+def require_volumes(location: Location, rows: list[Row]) -> None:
+    """Raise DatasetError if a volume is gone that a commit is about to name."""
+    lost = [row.patient for row in rows if not volumes.is_complete(location, row.path or "")]
+    if lost:
+        raise DatasetError(
+            f"{len(lost)} volumes that were to be committed are gone, the first of {lost[0]}: "
+            "`dataset gc` ran meanwhile; ingest again, and they are written anew"
+        )
 
 
 def publish(result: IngestResult) -> None:

@@ -56,7 +56,12 @@ class ClusterSettings(Section):
         description="`local`; the address of a scheduler, `tcp://...`; or the class of a cluster, "
         "as `dask_jobqueue.SLURMCluster` or `dask_kubernetes.operator.KubeCluster`.",
     )
-    workers: int = Field(0, ge=0, description="Worker processes; 0: one a core.")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Worker processes; 0: one a core of this machine. A cluster's class needs 1 "
+        "or more.",
+    )
     memory: str = Field("2GiB", description="Memory of each local worker.")
 
     @field_validator("memory")

@@ -35,6 +35,9 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+# The phantoms of `hqinet demo`, which never stand in one dataset with patients.
+SYNTHETIC = "synthetic-demo"
+
 Pattern = Annotated[str, AfterValidator(_compiles)]
 Anatomy = Literal["head", "neck", "chest", "abdomen", "pelvis", "trunk", "spine", "limb", "unknown"]
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +40,7 @@ class Conversion:
 
         Raises:
             StorageError: scratch or store cannot be written.
+            OSError, MemoryError: the source's disk or the memory failed; another try may do.
         """
         try:
             return self._convert(pair)
@@ -155,8 +157,14 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def recall(self, fingerprint: str, location: Location) -> Row | None:
-        """The row of a pair that was converted before, if its volume lies at the location."""
+    def recall(
+        self, fingerprint: str, location: Location, named: Collection[str | None]
+    ) -> Row | None:
+        """The row of a pair that was converted before, if its volume lies at the location.
+
+        Args:
+            named: paths of the volumes that the latest commit names.
+        """
         try:
             values = json.loads((self._folder / f"{fingerprint}.json").read_text("utf-8"))
             for name in ("files", "studies"):
@@ -165,7 +173,7 @@ class Memory:
         except (OSError, ValueError, TypeError, KeyError):
             return None
         # A volume without a commit is garbage one day: take none that is about to be collected.
-        since = datetime.now(UTC) - _RECENT
+        since = None if row.path in named else datetime.now(UTC) - _RECENT
         whole = row.path is None or volumes.is_complete(location, row.path, since)
         return row if whole else None
 

@@ -37,6 +37,7 @@ class PatientRow:
         spacing: (z, y, x) in mm.
         dose_fraction: dose of the low series as a share of the full dose, where it is known.
         path: of the volume below the dataset's root.
+        note: what ingestion did to the data (cropped, rounded, clipped, chosen); None if nothing.
     """
 
     patient: str
@@ -50,6 +51,7 @@ class PatientRow:
     vendor: str
     digest: str
     path: str
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -204,4 +206,5 @@ def _patient_row(row: Row) -> PatientRow:
         vendor=row.vendor or "other",
         digest=row.digest or "",
         path=row.path or "",
+        note=row.note,
     )

@@ -10,6 +10,7 @@ from distributed import LocalCluster
 from prefect.client.orchestration import get_client
 
 from flows import places
+from flows.cli_dataset import shown
 from flows.cluster import Workers
 from flows.ingest import ingest
 from flows.settings import ClusterSettings, IngestSettings
@@ -55,7 +56,8 @@ def test_a_delivery_becomes_a_commit_and_its_refusals_a_table(home, source):
     assert [(row.patient, row.code, row.source) for row in result.refused] == [
         ("L009", "no_low_dose", "L009")
     ]
-    assert set(result.model_dump()) == {"commit", "accepted", "refused", "unchanged", "changed"}
+    keys = {"commit", "accepted", "refused", "unchanged", "changed", "skipped"}
+    assert set(result.model_dump()) == keys
     tables = artifacts()
     assert len(tables) == before + 1
     assert any("no_low_dose" in str(table.data) for table in tables)
@@ -98,6 +100,19 @@ def test_a_series_changed_in_place_is_noticed_and_named(home, source, pair):
     assert (found.changed, found.added, found.removed, found.moved) == (["L001"], [], [], [])
     assert (before.volume("L001").full[:] != 0).any(), "the old volume is still there"
     assert places.dataset().log()[0].details["changed"] == ["L001"]
+
+
+def test_what_was_done_to_the_data_and_what_was_left_is_said(home, tmp_path, series):
+    source = tmp_path / "delivery"
+    series("L001", "FULL").write(source / "full")
+    series("L001", "LOW", low=True, slices=9).write(source / "low")
+    (source / "link").symlink_to(source / "full")
+    (source / "readme.txt").write_text("stray")
+    result = ingest(str(source), cluster=ONE)
+    assert "cropped to 9 common slices" in result.accepted[0].note
+    assert result.skipped == {"links": 1, "other": 1}
+    (patient,) = shown(places.dataset().snapshot())["patients"]
+    assert patient["note"] == result.accepted[0].note
 
 
 def test_two_ingests_at_once_both_land(home, tmp_path, pair):

@@ -1,0 +1,94 @@
+"""Where ingest writes and where it runs: homes, datasets of phantoms, clusters, `make clean`."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+
+from flows import home as homes
+from flows import places
+from flows.cluster import Workers
+from flows.ingest import failed, open_delivery, require_volumes
+from flows.settings import ClusterSettings, IngestSettings
+from storage.catalog import Row
+from storage.cohort import SYNTHETIC
+from storage.errors import StorageError
+from storage.pairing import Pair
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def row(cohort: str) -> Row:
+    return Row(key="refused:A", cohort=cohort, status="refused", patient="A", code="unreadable")
+
+
+@pytest.mark.parametrize("sign", ["%", "?"])
+def test_a_home_that_a_database_url_cannot_name_is_refused(tmp_path, sign):
+    with pytest.raises(StorageError, match="choose another"):
+        homes.enter(tmp_path / f"a{sign}b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_patients_never_stand_among_phantoms(home, tmp_path):
+    settings = IngestSettings()
+    open_delivery(tmp_path, SYNTHETIC, settings)
+    places.dataset().commit(lambda _: [row(SYNTHETIC)], action="ingest")
+    with pytest.raises(StorageError, match=r"phantoms .* another one"):
+        open_delivery(tmp_path, "inbox", settings)
+    assert open_delivery(tmp_path, SYNTHETIC, settings).cohort == SYNTHETIC
+    places.dataset().commit(lambda _: [row("inbox")], action="ingest")
+    assert open_delivery(tmp_path, "another", settings).cohort == "another"
+
+
+def test_a_volume_that_is_gone_is_not_committed(home):
+    places.dataset().create()
+    lost = Row(key="patient:A", cohort="c", status="accepted", patient="A", path="volumes/A/1")
+    with pytest.raises(StorageError, match=r"the first of A: .* ingest again"):
+        require_volumes(places.dataset().location, [lost])
+
+
+def test_a_disk_that_failed_is_asked_again_next_time():
+    pair = Pair("A", None, None, "chest", None, "folder", (), "", "fingerprint")
+    refused = failed(pair, OSError(5, "Input/output error"), "c")
+    assert (refused.code, refused.fingerprint) == ("conversion_failed", None)
+    assert "OSError" in refused.reason
+    assert "Input/output error" in refused.reason
+
+
+def test_a_cluster_class_needs_a_number_of_workers(tmp_path):
+    with (
+        Workers(ClusterSettings(where="distributed.LocalCluster"), tmp_path) as workers,
+        pytest.raises(StorageError, match="HQINET_CLUSTER__WORKERS"),
+    ):
+        list(workers.run(str, [1], retries=0))
+
+
+def test_a_cluster_where_no_worker_comes_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.cluster.QUEUE", 0.2)
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,
+        Workers(ClusterSettings(where=empty.scheduler_address), tmp_path) as workers,
+        pytest.raises(StorageError, match="no worker came"),
+    ):
+        list(workers.run(str, [1], retries=0))
+
+
+def test_as_many_local_workers_as_this_process_may_use_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.cluster.CPU_COUNT", 3)
+    monkeypatch.setattr("flows.cluster.LocalCluster", lambda **arguments: arguments)
+    with Workers(ClusterSettings(), tmp_path) as workers:
+        assert workers._start_local()["n_workers"] == 3
+
+
+def test_make_clean_leaves_the_home_with_its_dataset_and_models():
+    done = subprocess.run(
+        ["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["rm", "-rf", ".venv"]
