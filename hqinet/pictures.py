@@ -13,6 +13,8 @@ from hqinet.scene import window, window_of
 
 CAPTION = 14
 """Height of the caption line above an image, pixels."""
+CURVES = ("train_loss", "val_psnr", "val_psnr_low", "val_gain_worst")
+"""Of a training history; what it has of single patients stands in MLflow."""
 
 
 def panel(low: np.ndarray, restored: np.ndarray, full: np.ndarray, anatomy: str) -> Image.Image:
@@ -40,14 +42,17 @@ def panel(low: np.ndarray, restored: np.ndarray, full: np.ndarray, anatomy: str)
 
 
 def save_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw every number of a training history against the epoch, one small axis each."""
-    names = [name for name in history[0] if name != "epoch"]
+    """Draw the CURVES that a training history has against the epoch, one small axis each."""
+    names = [name for name in CURVES if name in history[0]]
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     FigureCanvasAgg(figure)
-    epochs = [row.get("epoch", index) for index, row in enumerate(history)]
     for index, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), index + 1)
-        axes.plot(epochs, [row.get(name, np.nan) for row in history], marker=".")
+        axes.plot(
+            [row["epoch"] for row in history],
+            [row.get(name, np.nan) for row in history],
+            marker=".",
+        )
         axes.set(xlabel="epoch", title=name)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
