@@ -7,7 +7,7 @@ the public bucket, anonymously. Files land as `<series uuid>/<uuid>.dcm`, which 
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ _COLUMNS = [
 _REGION = "us-east-1"
 _PUBLIC = f"https://s3.{_REGION}.amazonaws.com"
 _MEGABYTE = 1_000_000
+
+# Name and size of each file of a series.
+Listing = Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,6 @@ def fetch(
             lambda series: _listing(stores[series.bucket], series), selection.series
         )
         listed = dict(zip(selection.series, listings, strict=True))
-        amiss = [
-            _amiss(s, len(listing)) for s, listing in listed.items() if len(listing) != s.files
-        ]
         tasks = {
             pool.submit(_download, stores[series.bucket], name, folder / name, length): length
             for series, listing in listed.items()
@@ -217,11 +217,7 @@ def fetch(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    if amiss:
-        raise StorageError(
-            f"{amiss[0]}: update idc-index-data; {len(amiss)} of {len(listed)} series are left "
-            f"out for that, {files + present} files of the others are there"
-        )
+    _check_listings(listed)
     return Fetched(files, size, present)
 
 
@@ -242,18 +238,23 @@ def _store(bucket: str, endpoint: str | None) -> S3Store:
         )
 
 
-def _listing(store: S3Store, series: PublicSeries) -> Sequence[tuple[str, int]]:
+def _listing(store: S3Store, series: PublicSeries) -> Listing:
     """Names and sizes of a series' files in the bucket."""
     with storage_errors(f"s3://{series.bucket}/{series.prefix}"):
         entries = [e for batch in obstore.list(store, series.prefix) for e in batch]
     return [(entry["path"], entry["size"]) for entry in entries]
 
 
-def _amiss(series: PublicSeries, found: int) -> str:
-    return (
-        f"s3://{series.bucket}/{series.prefix} of {series.patient} holds {found} files, the index "
-        f"says {series.files}"
-    )
+def _check_listings(listed: Mapping[PublicSeries, Listing]) -> None:
+    """Every series has as many files in the bucket as the index says."""
+    amiss = [s for s, listing in listed.items() if len(listing) != s.files]
+    if amiss:
+        first = amiss[0]
+        raise StorageError(
+            f"s3://{first.bucket}/{first.prefix} of {first.patient} holds {len(listed[first])} "
+            f"files, the index says {first.files}: update idc-index-data; {len(amiss)} of "
+            f"{len(listed)} series are left out for that, the others are fetched"
+        )
 
 
 def _download(store: S3Store, name: str, target: Path, size: int) -> bool:
