@@ -9,12 +9,12 @@ from distributed import LocalCluster
 from flows import home as homes
 from flows import places
 from flows.cluster import Workers
-from flows.ingest import failed, open_delivery, require_volumes
+from flows.ingest import commit, failed, open_delivery
 from flows.settings import ClusterSettings, IngestSettings
 from storage.catalog import Row
 from storage.cohort import SYNTHETIC
 from storage.errors import StorageError
-from storage.pairing import Pair
+from storage.pairing import Pair, Plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,11 +47,12 @@ def test_patients_never_stand_among_phantoms(home, tmp_path):
     assert open_delivery(tmp_path, "another", settings).cohort == "another"
 
 
-def test_a_volume_that_is_gone_is_not_committed(home):
-    places.dataset().create()
+def test_a_volume_that_is_gone_is_not_committed(home, tmp_path):
+    delivery = open_delivery(tmp_path, "c", IngestSettings())
     lost = Row(key="patient:A", cohort="c", status="accepted", patient="A", path="volumes/A/1")
     with pytest.raises(StorageError, match=r"the first of A: .* ingest again"):
-        require_volumes(places.dataset().location, [lost])
+        commit.fn(delivery, Plan((), (), frozenset()), [lost], {})
+    assert places.dataset().snapshot().commit == 0
 
 
 def test_a_disk_that_failed_is_asked_again_next_time():

@@ -316,6 +316,21 @@ def test_the_same_pixels_under_another_id_are_refused(tmp_path, pair, dataset, d
     assert "L001" in done.refusal.reason
 
 
+def test_a_common_frame_of_reference_shows_the_same_person(tmp_path, pair, dataset, deliver):
+    pair(tmp_path / "a", "L001", seed=1)
+    pair(tmp_path / "b", "L001", seed=2, attributes={"StudyInstanceUID": "1.2.3"})
+    deliver(dataset, tmp_path / "a")
+    assert deliver(dataset, tmp_path / "b").admission.changed == ["L001"]
+
+
+def test_uids_that_are_not_there_show_nothing(tmp_path, pair, dataset, deliver):
+    for name, seed in (("a", 1), ("b", 2)):
+        absent = {"StudyInstanceUID": "", "FrameOfReferenceUID": ""}
+        pair(tmp_path / name, "L001", seed=seed, attributes=absent)
+    deliver(dataset, tmp_path / "a")
+    assert deliver(dataset, tmp_path / "b").refused == [("L001", "patient_conflict")]
+
+
 def test_a_part_of_a_patient_under_another_id_is_refused(tmp_path, pair, series, dataset, deliver):
     pair(tmp_path / "a", "L001", seed=5, slices=40)
     whole = series(seed=5, slices=40).values()
