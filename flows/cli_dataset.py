@@ -29,7 +29,8 @@ def show(commit: Commit = None, home: Home = homes.DEFAULT, as_json: Json = Fals
     if as_json:
         printing.print_json(content)
         return
-    keys = ("patient", "split", "slices", "matrix", "spacing", "anatomy", "dose_fraction", "cohort")
+    keys = ("patient", "split", "slices", "matrix", "spacing", "anatomy", "dose_fraction")
+    keys += ("cohort", "note")
     title = f"Commit {content['commit']}, digest {content['digest'][:12]}"
     printing.print_table(title, keys, ([row[k] for k in keys] for row in content["patients"]))
     printing.print_refused(content["refused"])

@@ -12,10 +12,10 @@ from flows.pipeline import PipelineResult, pipeline
 from flows.settings import Settings
 from hqinet import phantom
 from hqinet.simulation import Scan, acquire
+from storage.cohort import SYNTHETIC
 from storage.dicom_write import SeriesIdentity, write_series
 from storage.errors import StorageError
 
-COHORT = "synthetic-demo"
 ANATOMIES = {"chest": 0.10, "abdomen": 0.25}
 """Dose of the low-dose series of each, as a fraction of the full dose."""
 SCANS = {"chest": Scan(photons=6e4), "abdomen": Scan(photons=2e5)}
@@ -48,7 +48,7 @@ def demo() -> PipelineResult:
     refuse_real_home()
     source = make_cohort(Settings().home.absolute() / "demo-cohort")
     settings = Settings().ingest.model_copy(update={"cohort_file": source / "cohort.toml"})
-    return pipeline(str(source), COHORT, "demo", ingest_settings=settings)
+    return pipeline(str(source), SYNTHETIC, "demo", ingest_settings=settings)
 
 
 def refuse_real_home() -> None:
@@ -57,9 +57,9 @@ def refuse_real_home() -> None:
         cohorts = set(places.dataset().snapshot().rows["cohort"].dropna())
     except StorageError:
         return
-    if cohorts - {COHORT}:
+    if cohorts - {SYNTHETIC}:
         raise DemoError(
-            f"this home holds the cohort {', '.join(sorted(cohorts - {COHORT}))}; "
+            f"this home holds the cohort {', '.join(sorted(cohorts - {SYNTHETIC}))}; "
             "run the demo in another one: `hqinet demo --home DIR`"
         )
 

@@ -20,6 +20,7 @@ from hqinet.evaluation import PatientResult, evaluate_patient
 from hqinet.export import load_exported
 from hqinet.sampling import VolumePair
 from hqinet.statistics import per_patient
+from storage.cohort import SYNTHETIC
 from storage.dataset import PatientRow, Snapshot
 from storage.errors import StorageError
 from storage.registry import ModelVersion
@@ -253,7 +254,7 @@ def _provenance(
     cohorts = sorted(snapshot.rows["cohort"].dropna().unique())
     return {
         "data": "Synthetic cohort: phantoms with simulated dose, not patients."
-        if "synthetic-demo" in cohorts
+        if SYNTHETIC in cohorts
         else "",
         "model version": str(version.version),
         "run": version.run,
