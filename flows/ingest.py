@@ -38,12 +38,11 @@ DEFAULTS = Settings()
 
 
 class Accepted(BaseModel):
-    """A new or changed patient; `note` says what was done to the data, as that it was cropped."""
+    """A new or changed patient."""
 
     patient: str
     slices: int
     split: str
-    note: str | None
 
 
 class Refused(BaseModel):
@@ -67,6 +66,8 @@ class IngestResult(BaseModel):
     refused: list[Refused]
     unchanged: int
     changed: list[str]
+    notes: dict[str, str]
+    """What was done to the data of an accepted patient, as that a pair was cropped."""
     skipped: dict[str, int]
 
 
@@ -284,7 +285,6 @@ def outcome(commit: int, decided: Admission, skipped: dict[str, int]) -> IngestR
                 patient=row.patient or "",
                 slices=row.slices or 0,
                 split=row.split or "",
-                note=row.note,
             )
             for row in decided.accepted
         ],
@@ -300,6 +300,7 @@ def outcome(commit: int, decided: Admission, skipped: dict[str, int]) -> IngestR
         ],
         unchanged=len(decided.unchanged),
         changed=decided.changed,
+        notes={row.patient or "": row.note for row in decided.accepted if row.note},
         skipped=skipped,
     )
 

@@ -47,10 +47,12 @@ def print_line(text: str) -> None:
 
 def print_ingest(result: dict[str, Any]) -> None:
     """What an ingest accepted and refused."""
-    keys = ("patient", "split", "slices", "note")
+    keys = ("patient", "split", "slices")
     if result["accepted"]:
         print_table("Accepted", keys, ([row[key] for key in keys] for row in result["accepted"]))
     print_refused(result["refused"])
+    for patient, note in result["notes"].items():
+        print_line(f"{patient}: {note}")
     if result["skipped"]:
         left = ", ".join(f"{count} {kind}" for kind, count in sorted(result["skipped"].items()))
         print_line(f"files left aside: {left}")

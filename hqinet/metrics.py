@@ -47,6 +47,11 @@ class Comparison:
         return self.error.square()
 
     @cached_property
+    def biases(self) -> dict[str, Tensor]:
+        """Mean error inside each tissue, HU: (n,); NaN where there is none."""
+        return {tissue: self.scene.mean(self.error, tissue) for tissue in TISSUES}
+
+    @cached_property
     def held_error(self) -> Tensor:
         """Image less reference, both held to -1024..1900 HU as the benchmark does."""
         return self.image.clamp(-1024, 1900) - self.scene.full.clamp(-1024, 1900)
@@ -147,13 +152,13 @@ def ssim_window_body(c: Comparison) -> Tensor:
 
 def tissue_bias(c: Comparison, *, tissue: str) -> Tensor:
     """Mean difference from the reference in HU inside a tissue; NaN where there is none."""
-    return c.scene.mean(c.error, tissue)
+    return c.biases[tissue]
 
 
 def tissue_sd(c: Comparison, *, tissue: str) -> Tensor:
     """Standard deviation in HU of the difference from the reference inside a tissue."""
-    power, bias = c.scene.mean(c.squared, tissue), c.scene.mean(c.error, tissue)
-    return (power - bias.square()).clamp_min(0).sqrt()
+    power = c.scene.mean(c.squared, tissue)
+    return (power - c.biases[tissue].square()).clamp_min(0).sqrt()
 
 
 def noise_removed(c: Comparison) -> Tensor:

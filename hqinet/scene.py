@@ -24,6 +24,8 @@ LIMB = 0.05
 """Of the largest part's size: what another part of the body has at least."""
 TISSUE_HU = -30.0
 """What a quarter of another part of the body exceeds: muscle, however much fat is around it."""
+RANKED = 16_384
+"""Pixels by which the steepness of edges is ranked."""
 SSIM_SIZE = 7
 """Pixels a side of the windows of structural similarity."""
 BINS = 256
@@ -220,12 +222,16 @@ def grey_levels(hu: Tensor) -> Tensor:
 
 
 def find_edges(slope: tuple[Tensor, Tensor], body: Tensor, share: float = 0.05) -> Tensor:
-    """The `share` of the body's pixels where the gradient is steepest, ranked by every fourth."""
+    """The `share` of the body's pixels where the gradient is steepest.
+
+    Ranked by evenly spaced pixels of the slice, RANKED or more of a matrix that has them.
+    """
     y, x = slope
     steepness = y * y + x * x
     edges = torch.zeros_like(body)
+    step = max(1, body[0].numel() // RANKED)
     for slice_, inside, chosen in zip(steepness, body, edges, strict=True):
-        values = slice_.flatten()[::4][inside.flatten()[::4]]
+        values = slice_.flatten()[::step][inside.flatten()[::step]]
         if values.numel():
             rank = max(1, round(values.numel() * (1 - share)))
             chosen |= inside & (slice_ >= values.kthvalue(rank).values)

@@ -56,7 +56,7 @@ def test_a_delivery_becomes_a_commit_and_its_refusals_a_table(home, source):
     assert [(row.patient, row.code, row.source) for row in result.refused] == [
         ("L009", "no_low_dose", "L009")
     ]
-    keys = {"commit", "accepted", "refused", "unchanged", "changed", "skipped"}
+    keys = {"commit", "accepted", "refused", "unchanged", "changed", "skipped", "notes"}
     assert set(result.model_dump()) == keys
     tables = artifacts()
     assert len(tables) == before + 1
@@ -109,10 +109,10 @@ def test_what_was_done_to_the_data_and_what_was_left_is_said(home, tmp_path, ser
     (source / "link").symlink_to(source / "full")
     (source / "readme.txt").write_text("stray")
     result = ingest(str(source), cluster=ONE)
-    assert "cropped to 9 common slices" in result.accepted[0].note
+    assert "cropped to 9 common slices" in result.notes[result.accepted[0].patient]
     assert result.skipped == {"links": 1, "other": 1}
     (patient,) = shown(places.dataset().snapshot())["patients"]
-    assert patient["note"] == result.accepted[0].note
+    assert result.notes == {patient["patient"]: patient["note"]}
 
 
 def test_two_ingests_at_once_both_land(home, tmp_path, pair):
