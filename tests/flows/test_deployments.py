@@ -66,7 +66,11 @@ class Server:
                 yield
             finally:
                 process.terminate()
-                process.wait(timeout=30)
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    # A worker that is told to stop just as a run ends may wait for it for ever.
+                    process.kill()
 
     def ask(self, path: str, **body: object) -> list[dict]:
         """Filtered objects of the server's API."""
