@@ -2,8 +2,8 @@
 
 - A patient who is there and whose volume is the same is unchanged.
 - A patient who is there and whose volume differs is changed: the new one replaces it, the split
-  stays. Only where a common study, frame of reference or slice shows the same person: the name of
-  the cohort shows nothing, for every inbox is called alike.
+  stays. Only where a common study, frame of reference, slice or folder shows the same person: the
+  name of the cohort shows nothing, for every inbox is called alike.
 - Pixels that stand under another patient are refused, unless this delivery replaces that one too:
   so two patients who were swapped are put right.
 - A refusal never removes an accepted volume; an acceptance removes the patient's refusals.
@@ -152,9 +152,9 @@ def _evidence(row: Row) -> set[str]:
 def _conflict(before: Row) -> str:
     return (
         f"{before.patient} stands from cohort {before.cohort!r}, and this volume has no study, "
-        "frame of reference or slice in common with it: if it is another person, give the patients "
-        "of this delivery a prefix in its cohort file; if it is the same one, do so too and put "
-        f"both into the split {before.split} with `hqinet dataset splits import`"
+        "frame of reference, slice or folder in common with it: if it is another person, give "
+        "the patients of this delivery a prefix in its cohort file; if it is the same one, do so "
+        f"too and put both into the split {before.split} with `hqinet dataset splits import`"
     )
 
 

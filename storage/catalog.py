@@ -28,7 +28,7 @@ _FOREVER = {
 }
 _METADATA = "hqinet"
 # Of the delivery, not of the data: another copy of the same files changes them and nothing else.
-_NOT_IN_DIGEST = ("fingerprint",)
+_NOT_IN_DIGEST = ("fingerprint", "studies")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Row:
         note: what ingestion did to the data that the reader should know (cropped, clipped).
         fingerprint: of the files and the rules it was decided from.
         pixels, sketch: see `storage.volumes.Written`.
-        studies: digests of the UIDs of studies and frames of reference: what shows that a
-            changed volume is of the same person.
+        studies: digests of the UIDs of studies and frames of reference, and of the folder they
+            were read from: what shows that a changed volume is of the same person.
     """
 
     key: str

@@ -98,8 +98,12 @@ class Conversion:
             fingerprint=pair.fingerprint,
             pixels=written.pixels,
             sketch=written.sketch,
-            studies=pair.studies,
+            studies=(*pair.studies, self._place(pair)),
         )
+
+    def _place(self, pair: Pair) -> str:
+        """Digest of the patient's folder: what replaces it there is of the same person."""
+        return self.names.digest(f"place:{self.root / (pair.source or '')}:{pair.patient}")
 
 
 def describe(pair: Pair) -> dict[str, object]:

@@ -192,3 +192,26 @@ def test_real_ct_four_accepted_one_refused_and_a_later_cohort_moves_nothing(home
     assert {patient: after[patient] for patient in before} == before
     assert {row.vendor for row in snapshot.patients()} == {"Siemens", "Philips", "Canon", "GE"}
     assert np.ptp(snapshot.volume("C901").full[20]) > 1000
+
+
+def test_what_replaces_a_patient_in_its_folder_is_the_patient_changed(home, tmp_path, series):
+    def deliver(root, seed: int, study: str) -> None:
+        def renew(_, image):
+            image.StudyInstanceUID = image.FrameOfReferenceUID = f"1.2.{study}"
+            return image
+
+        shutil.rmtree(root, ignore_errors=True)
+        for name, low in (("Full Dose Images", False), ("Low Dose Images", True)):
+            series("L001", name, seed=seed, low=low, slices=4, change=renew).write(
+                root / "L001" / name
+            )
+
+    here, elsewhere = tmp_path / "a" / "dicom", tmp_path / "b" / "dicom"
+    deliver(here, 1, "1")
+    ingest(str(here), cluster=ONE)
+    deliver(elsewhere, 2, "2")
+    other = ingest(str(elsewhere), cluster=ONE)
+    assert [row.code for row in other.refused] == ["patient_conflict"]
+    deliver(here, 3, "3")
+    again = ingest(str(here), cluster=ONE)
+    assert again.changed == ["L001"]
