@@ -1,5 +1,6 @@
 """Where ingest writes and where it runs: homes, datasets of phantoms, clusters, `make clean`."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -89,7 +90,14 @@ def test_as_many_local_workers_as_this_process_may_use_cores(tmp_path, monkeypat
 
 
 def test_make_clean_leaves_the_home_with_its_dataset_and_models():
+    # These tests themselves may run under make, which hands its flags on.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
-        ["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "clean"],
+        cwd=ROOT,
+        env=alone,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["rm", "-rf", ".venv"]
