@@ -246,8 +246,11 @@ def compare(
 
 @app.command()
 def env(home: Home = homes.DEFAULT) -> None:
-    """Print the variables that put a Prefect server and its workers into the home."""
-    for name, value in homes.environment(home.expanduser().absolute()).items():
+    """Make the home, and print the variables that put a Prefect server and its workers there."""
+    home = home.expanduser().absolute()
+    # A server that finds no folder for its database does not start.
+    (home / "prefect").mkdir(parents=True, exist_ok=True)
+    for name, value in homes.environment(home).items():
         print(f"export {name}={shlex.quote(value)}")
 
 

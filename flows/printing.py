@@ -104,7 +104,7 @@ def print_pipeline(result: dict[str, Any]) -> None:
 
 def print_models(result: dict[str, Any]) -> None:
     """Model versions, newest first."""
-    keys = ("version", "aliases", "recipe", "commit", "verdict", "verdict_reasons")
+    keys = ("version", "aliases", "run", "recipe", "commit", "verdict", "verdict_reasons")
     print_table(
         "Model versions",
         keys,
