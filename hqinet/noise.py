@@ -1,4 +1,4 @@
-"""How noisy a CT slice is, measured on the slice itself."""
+"""How noisy a CT slice is, measured on the slice itself, and noise made of another texture."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ BODY_HU = -500.0
 FLOOR_HU = 1.0
 """A noise level is never reported below this, for it divides."""
 _SPACING = 2
+_INTERLEAVED = 8
+"""Pixels apart; the noise of a CT reconstruction is correlated over two or three."""
 _SD_OF_MASK = 6.0
 _MAD_TO_SD = 1.4826
 
@@ -25,12 +27,40 @@ def noise_level(hu: Tensor) -> Tensor:
     """
     hu = hu.float()
     padded = F.pad(hu[:, None], (_SPACING,) * 4, mode="replicate")[:, 0]
-    rows = _second_difference(padded, dim=1)
-    response = _every_second(_second_difference(rows, dim=2).abs())
+    response = _every_second(_laplacian_difference(padded).abs())
     tissue = _every_second(hu) > BODY_HU
     body = torch.where(tissue, response, torch.nan).flatten(1).nanmedian(dim=1).values
     median = torch.where(body.isnan(), response.flatten(1).median(dim=1).values, body)
     return (median * (_MAD_TO_SD / _SD_OF_MASK)).clamp_min(FLOOR_HU)
+
+
+def whiten(noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Make a share of the variance of pure noise white, and say how its level changes.
+
+    Pixels `_INTERLEAVED` apart, whose noise has nothing to do with each other, are brought side by
+    side; the two parts are added as independent noise is. The variance stays as it is, while what
+    `noise_level` sees of it grows, since its mask sees the finest noise best.
+
+    `noise`: (n, slices, rows, columns) in any unit; `share`: (n,) in [0, 1]. Returns noise of the
+    same shape, and (n,) the factor on its level.
+    """
+    rows, columns = (_interleaved(size, noise.device) for size in noise.shape[2:])
+    white = noise[:, :, rows][..., columns]
+    part = share.view(-1, 1, 1, 1)
+    mixed = (1 - part).sqrt() * noise + part.sqrt() * white
+    before, after = (_laplacian_difference(x[:, 0]).square().mean((1, 2)) for x in (noise, mixed))
+    return mixed, torch.where(before > 0, (after / before).sqrt(), 1.0)
+
+
+def _interleaved(size: int, device: torch.device) -> Tensor:
+    return torch.cat(
+        [torch.arange(i, size, _INTERLEAVED, device=device) for i in range(_INTERLEAVED)]
+    )
+
+
+def _laplacian_difference(x: Tensor) -> Tensor:
+    """`(n, rows, columns) -> (n, rows - 2 _SPACING, columns - 2 _SPACING)`."""
+    return _second_difference(_second_difference(x, dim=1), dim=2)
 
 
 def _second_difference(x: Tensor, dim: int) -> Tensor:

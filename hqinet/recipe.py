@@ -20,6 +20,8 @@ SSIM_SIZE = 11
 """Pixels a side of the windows of the loss's structural similarity."""
 SMALLEST_OF_REDCNN = 21
 """Pixels a side that its five 5x5 convolutions without padding leave one of."""
+SMALLEST_OF_WHITENING = 5
+"""Pixels a side of the mask that measures noise."""
 _CHANNEL_STEP = 8
 
 
@@ -44,8 +46,8 @@ class HQINetRecipe(_Section):
     norm: Literal["batch", "group", "none"] = "batch"
     output: Literal["direct", "residual", "noise_residual"] = "direct"
     """`direct`: the slice itself (paper); `residual`: added to the middle input slice;
-    `noise_residual`: times the slice's noise level, then added, the network also seeing its
-    input in units of that noise."""
+    `noise_residual`: times the slice's noise level, then added, the network also seeing the
+    detail of its input in units of that noise."""
     init: Literal["paper", "he"] = "paper"
 
     def channels(self, width: int) -> int:
@@ -134,6 +136,9 @@ class SamplingRecipe(_Section):
     """Mirror rows and columns at random."""
     dose: tuple[float, float] | None = None
     """Range of the factor on `low - full` drawn for each sample, which varies its dose."""
+    white: float = Field(0.0, ge=0, le=1)
+    """Largest share of the variance of `low - full` that is made white, drawn for each sample from
+    0 upwards: noise as other scanners and kernels correlate it than those trained on."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SamplingRecipe":
@@ -164,10 +169,11 @@ class Recipe(_Section):
         smallest = max(
             SMALLEST_OF_REDCNN if isinstance(self.model, REDCNNRecipe) else 1,
             SSIM_SIZE if self.loss.ssim else 1,
+            SMALLEST_OF_WHITENING if self.sampling.white else 1,
         )
         if self.sampling.patch is not None and self.sampling.patch < smallest:
             raise ValueError(
-                f"sampling.patch must be {smallest} or more with this network and loss, "
+                f"sampling.patch must be {smallest} or more with this network, loss and sampling, "
                 f"not {self.sampling.patch}"
             )
         return self

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hqinet.noise import FLOOR_HU
+from hqinet.noise import FLOOR_HU, whiten
 from hqinet.recipe import HU_OFFSET, HU_RANGE, SamplingRecipe
 
 _STREAMS = {"sample": 0, "slice": 1, "order": 2}
@@ -98,6 +98,7 @@ class Draw:
     flip_rows: bool
     flip_columns: bool
     dose: float
+    white: float
 
 
 class SampleOrder:
@@ -127,7 +128,7 @@ class SampleOrder:
 
     def _draw(self, number: int, uniforms: list[float]) -> Draw:
         pair, middle = self._slice(number // self.recipe.patches_per_slice)
-        row, column, flip_rows, flip_columns, dose, *_ = uniforms
+        row, column, flip_rows, flip_columns, dose, white, *_ = uniforms
         rows, columns = self.matrices[pair]
         low, high = self.recipe.dose or (1.0, 1.0)
         return Draw(
@@ -138,6 +139,7 @@ class SampleOrder:
             flip_rows=self.recipe.flips and flip_rows < 0.5,
             flip_columns=self.recipe.flips and flip_columns < 0.5,
             dose=low + dose * (high - low),
+            white=white * self.recipe.white,
         )
 
     def _slice(self, number: int) -> tuple[int, int]:
@@ -184,26 +186,34 @@ class Batch(NamedTuple):
     """(n, 2) float32 HU: noise level of the whole low-dose and full-dose middle slice"""
     dose: Tensor
     """(n,) float32: factor on `low - full`"""
+    white: Tensor
+    """(n,) float32: share of the variance of `low - full` to make white"""
     flips: Tensor
     """(n, 2) bool: mirror rows, mirror columns"""
 
 
-def augmentation(draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-    """Return the `dose` and `flips` of a batch."""
-    dose = torch.tensor([draw.dose for draw in draws], dtype=torch.float32)
-    return dose, torch.tensor([(draw.flip_rows, draw.flip_columns) for draw in draws])
+def augmentation(draws: Sequence[Draw]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the `dose`, `white` and `flips` of a batch."""
+    noise = torch.tensor([(draw.dose, draw.white) for draw in draws], dtype=torch.float32)
+    flips = torch.tensor([(draw.flip_rows, draw.flip_columns) for draw in draws])
+    return noise[:, 0], noise[:, 1], flips
 
 
 def prepare(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Move a batch to the device; normalise, change the dose and mirror there.
+    """Move a batch to the device; normalise, change dose and noise texture, and mirror there.
 
     A dose factor t makes `full + t (low - full)`, whose added noise has t times the SD. Its noise
     level follows from the measured ones, for the added noise is independent of the full dose's.
     Returns windows (n, 3, h, w), full dose (n, 1, h, w), noise level (n,): float32, normalised.
     """
-    low, full, noise, dose, flips = (x.to(device, non_blocking=True) for x in batch)
+    low, full, noise, dose, white, flips = (x.to(device, non_blocking=True) for x in batch)
     low, full = normalise(low.float()), normalise(full.float())
-    low = torch.lerp(full, low, dose.view(-1, 1, 1, 1))
+    if batch.white.any():
+        added, gain = whiten(low - full, white)
+        low = full + dose.view(-1, 1, 1, 1) * added
+        dose = dose * gain
+    else:
+        low = torch.lerp(full, low, dose.view(-1, 1, 1, 1))
     low_variance, full_variance = noise.square().unbind(1)
     added = (low_variance - full_variance).clamp_min(0)
     level = (full_variance + dose.square() * added).sqrt().clamp_min(FLOOR_HU) / HU_RANGE
