@@ -91,7 +91,7 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
         raise EvaluationError(
             f"commit {snapshot.commit} has no patient in the {split} split; ingest more patients"
         )
-    if lineage.training_patients(version) is None:
+    if lineage.patients(version, lineage.PATIENTS) is None:
         raise EvaluationError(
             f"model version {version.version} does not say which patients it was trained on; "
             f"`hqinet train --resume {version.run}` completes its tags"
@@ -99,8 +99,8 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
     leaked = lineage.leaked(version, patients)
     if leaked:
         raise EvaluationError(
-            f"model version {version.version} was trained on {', '.join(leaked)} of the {split} "
-            f"split of commit {snapshot.commit}; evaluate it on patients that it has not seen"
+            f"model version {version.version} was trained or chosen on {', '.join(leaked)} of the "
+            f"{split} split of commit {snapshot.commit}; evaluate it on patients that it has not seen"
         )
     return patients
 
@@ -153,9 +153,9 @@ def no_comparison(version: ModelVersion, snapshot: Snapshot, split: str) -> gate
     leaked = lineage.leaked(version, snapshot.patients(split))
     if leaked:
         reason = (
-            f"version {version.version} was trained on {', '.join(leaked)}, now in the {split} "
-            f"split of commit {commit}, so that no fair comparison exists; move them back with "
-            "`hqinet dataset splits import`, or judge on an earlier commit (--commit)"
+            f"version {version.version} was trained or chosen on {', '.join(leaked)}, now in the "
+            f"{split} split of commit {commit}, so that no fair comparison exists; move them back "
+            "with `hqinet dataset splits import`, or judge on an earlier commit (--commit)"
         )
     else:
         reason = (

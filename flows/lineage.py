@@ -8,43 +8,56 @@ from storage.provenance import code_version
 from storage.registry import ModelVersion
 
 PATIENTS = "training_patients"
+CHOSEN_ON = "validation_patients"
 PATIENTS_A_TAG = 1000
 """MLflow takes 100,000 characters a tag, DICOM 64 an ID: a longer list goes on in `..._2`."""
 
 
 def tags(snapshot: Snapshot, recipe: str) -> dict[str, str]:
     """The tags of a version trained on the training patients of a commit."""
-    return {
+    made = {
         "commit": str(snapshot.commit),
         "digest": snapshot.digest,
         "recipe": recipe,
         "code_version": code_version(),
-    } | patient_tags([row.patient for row in snapshot.patients("train")])
+    }
+    for name, split in ((PATIENTS, "train"), (CHOSEN_ON, "validation")):
+        made |= patient_tags(name, [row.patient for row in snapshot.patients(split)])
+    return made
 
 
-def patient_tags(patients: list[str]) -> dict[str, str]:
+def patient_tags(name: str, patients: list[str]) -> dict[str, str]:
     """The patients as JSON lists, over as many tags as it takes."""
     parts = range(0, max(1, len(patients)), PATIENTS_A_TAG)
     return {
-        PATIENTS if number == 1 else f"{PATIENTS}_{number}": json.dumps(
+        name if number == 1 else f"{name}_{number}": json.dumps(
             patients[start : start + PATIENTS_A_TAG], ensure_ascii=False
         )
         for number, start in enumerate(parts, start=1)
     }
 
 
-def training_patients(version: ModelVersion) -> set[str] | None:
-    """Whom a version was trained on; None where it does not say."""
-    if PATIENTS not in version.tags:
+def patients(version: ModelVersion, name: str) -> set[str] | None:
+    """Whom a version was trained on, or its epoch chosen on; None where it does not say."""
+    if name not in version.tags:
         return None
-    parts = (text for name, text in version.tags.items() if name.startswith(PATIENTS))
+    parts = (text for tag, text in version.tags.items() if tag.startswith(name))
     return {patient for part in parts for patient in json.loads(part)}
 
 
-def leaked(version: ModelVersion, patients: Iterable[PatientRow]) -> list[str]:
-    """Which of these patients a version was trained on."""
-    trained = training_patients(version) or set()
-    return sorted(trained.intersection(row.patient for row in patients))
+def leaked(version: ModelVersion, rows: Iterable[PatientRow]) -> list[str]:
+    """Which of these patients a version has seen.
+
+    It was trained on them, or its best epoch was chosen on them and they now stand elsewhere than
+    in the validation split, where that is what they are for.
+    """
+    trained = patients(version, PATIENTS) or set()
+    chosen_on = patients(version, CHOSEN_ON) or set()
+    return sorted(
+        row.patient
+        for row in rows
+        if row.patient in trained or (row.patient in chosen_on and row.split != "validation")
+    )
 
 
 def stated(version: ModelVersion) -> dict[str, str]:

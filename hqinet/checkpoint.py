@@ -30,6 +30,12 @@ def save_checkpoint(content: Content, path: Path) -> None:
     temporary.replace(path)
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes left half written."""
+    for draft in folder.glob(".*.pt.*"):
+        draft.unlink(missing_ok=True)
+
+
 def load_checkpoint(path: Path) -> Content:
     """Read a checkpoint onto the CPU; CheckpointError where it is not one of this format."""
     try:

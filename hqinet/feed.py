@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from hqinet.errors import HqinetError
 from hqinet.noise import noise_level
 from hqinet.recipe import HU_OFFSET
 from hqinet.sampling import (
@@ -36,7 +37,6 @@ from hqinet.sampling import (
     augmentation,
     window_slices,
 )
-from hqinet.stopping import TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,10 @@ _SLICES_AT_ONCE = 32
 _READERS = 8
 _BATCHES_AHEAD = 4
 """For each worker process."""
+
+
+class FeedError(HqinetError):
+    """Samples cannot be read just now; the message is one line. Another try may do."""
 
 
 def open_feed(
@@ -198,7 +202,7 @@ class StreamingFeed:
                     yield Batch(*map(torch.from_numpy, ahead.popleft().result()))
                     ahead.extend(pool.submit(_read_here, span) for span in islice(spans, 1))
             except BrokenProcessPool as error:
-                raise TrainingError(
+                raise FeedError(
                     "a process that reads samples was killed, most likely for memory; "
                     "the last checkpoint continues the run"
                 ) from error

@@ -31,7 +31,11 @@ class Policy(BaseModel):
     primary: str = Field(
         "psnr", description="Metric that decides; a name in hqinet.metrics.METRICS."
     )
-    margin: float = Field(0.1, description="Least mean gain over the champion, in its unit.")
+    margin: float = Field(
+        0.1,
+        description="Least mean gain over the champion, or over low dose where there is none, in "
+        "its unit.",
+    )
     confidence: float = Field(
         0.9,
         gt=0.5,
@@ -112,7 +116,7 @@ def judge(
     """Judge a challenger.
 
     challenger, champion: `per_patient` frames with the images "low" and "restored", of the same
-    patients on the same commit; no champion: only the rules that need none apply.
+    patients on the same commit; no champion: the gain is judged over low dose.
     lineage: what the version says of its making; an empty value counts as missing.
     """
     outcomes = [
@@ -120,7 +124,11 @@ def judge(
         _enough(policy, challenger),
         _against_low(policy, challenger),
         *_bias(policy, challenger),
-        *(_against_champion(policy, challenger, champion) if champion is not None else ()),
+        *(
+            _against_champion(policy, challenger, champion)
+            if champion is not None
+            else [_first(policy, challenger)]
+        ),
     ]
     return Verdict(passed=all(outcome.passed for outcome in outcomes), outcomes=outcomes)
 
@@ -155,13 +163,17 @@ def _gain(policy: Policy, ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFr
     return pd.DataFrame({"anatomy": paired["anatomy"], "gain": sign * paired[policy.primary]})
 
 
+def _gain_over_low(policy: Policy, challenger: pd.DataFrame) -> pd.Series:
+    return _gain(policy, _images(challenger, "restored"), _images(challenger, "low"))["gain"]
+
+
 def _images(table: pd.DataFrame, image: str) -> pd.DataFrame:
     return table[table["image"] == image]
 
 
 def _against_low(policy: Policy, challenger: pd.DataFrame) -> Outcome:
     rule, required = "no patient worse than low dose", ">= 0"
-    gain = _gain(policy, _images(challenger, "restored"), _images(challenger, "low"))["gain"]
+    gain = _gain_over_low(policy, challenger)
     if gain.isna().any():
         return _unmeasured(policy, gain, rule, required)
     worst = gain.idxmin()
@@ -201,26 +213,38 @@ def _bias(policy: Policy, challenger: pd.DataFrame) -> list[Outcome]:
     return outcomes
 
 
+def _first(policy: Policy, challenger: pd.DataFrame) -> Outcome:
+    """Who has no champion to beat must still do something: low dose is its rival."""
+    return _surely_gains(policy, _gain_over_low(policy, challenger), "low dose")
+
+
+def _surely_gains(policy: Policy, gain: pd.Series, rival: str) -> Outcome:
+    rule = f"gain over {rival}"
+    required = f">= {policy.margin:g} at confidence {policy.confidence:g}"
+    if gain.isna().any():
+        return _unmeasured(policy, gain, rule, required)
+    sure = float(np.quantile(bootstrap_means(gain.to_numpy()), 1 - policy.confidence))
+    return Outcome(
+        rule=rule,
+        passed=sure >= policy.margin,
+        figure=sure,
+        required=required,
+        reason=f"{policy.primary} gains {gain.mean():+.3f} on average over {len(gain)} patients, "
+        f"{sure:+.3f} at confidence {policy.confidence:g}, required {policy.margin:+g}",
+    )
+
+
 def _against_champion(
     policy: Policy, challenger: pd.DataFrame, champion: pd.DataFrame
 ) -> list[Outcome]:
     gain = _gain(policy, _images(challenger, "restored"), _images(champion, "restored"))
-    required = f">= {policy.margin:g} at confidence {policy.confidence:g}"
-    if gain["gain"].isna().any():
-        return [_unmeasured(policy, gain["gain"], "gain over the champion", required)]
-    sure = float(np.quantile(bootstrap_means(gain["gain"].to_numpy()), 1 - policy.confidence))
+    surely = _surely_gains(policy, gain["gain"], "the champion")
+    if surely.figure is None:
+        return [surely]
     anatomies = gain.groupby("anatomy")["gain"].mean()
     anatomy, patient = anatomies.idxmin(), gain["gain"].idxmin()
     return [
-        Outcome(
-            rule="gain over the champion",
-            passed=sure >= policy.margin,
-            figure=sure,
-            required=required,
-            reason=f"{policy.primary} gains {gain['gain'].mean():+.3f} on average over "
-            f"{len(gain)} patients, {sure:+.3f} at confidence {policy.confidence:g}, "
-            f"required {policy.margin:+g}",
-        ),
+        surely,
         Outcome(
             rule="no anatomy worse than the champion",
             passed=bool(anatomies[anatomy] >= -policy.anatomy_loss),

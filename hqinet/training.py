@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hqinet.checkpoint import save_checkpoint
+from hqinet.checkpoint import remove_drafts, save_checkpoint
 from hqinet.devices import bf16_is_faster, fitting_batch, pick_device
 from hqinet.feed import Span, open_feed
 from hqinet.model import build
@@ -96,6 +96,8 @@ def train(
     except ValueError as error:
         raise TrainingError(str(error)) from error
     state = fresh_state(recipe, training, validation, ranks.device)
+    if ranks.first:
+        remove_drafts(folder)
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         resume(state, checkpoint)

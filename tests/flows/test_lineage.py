@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,11 +18,20 @@ def version(tags: dict[str, str]) -> ModelVersion:
 @given(st.integers(0, 2600))
 def test_any_number_of_training_patients_is_read_back(count):
     patients = [f"{number:ü>64}" for number in range(count)]
-    tags = lineage.patient_tags(patients)
+    tags = lineage.patient_tags(lineage.PATIENTS, patients)
     assert all(len(text) <= MOST for text in tags.values())
-    assert lineage.training_patients(version(tags)) == set(patients)
+    assert lineage.patients(version(tags), lineage.PATIENTS) == set(patients)
 
 
 def test_a_version_that_does_not_say_is_told_from_one_trained_on_nobody():
-    assert lineage.training_patients(version({})) is None
-    assert lineage.training_patients(version(lineage.patient_tags([]))) == set()
+    assert lineage.patients(version({}), lineage.PATIENTS) is None
+    nobody = lineage.patient_tags(lineage.PATIENTS, [])
+    assert lineage.patients(version(nobody), lineage.PATIENTS) == set()
+
+
+@pytest.mark.parametrize(("split", "seen"), [("test", ["A", "V"]), ("validation", ["A"])])
+def test_whom_the_epoch_was_chosen_on_is_seen_too_but_in_the_validation_split(split, seen):
+    tags = lineage.patient_tags(lineage.PATIENTS, ["A"])
+    tags |= lineage.patient_tags(lineage.CHOSEN_ON, ["V"])
+    rows = [SimpleNamespace(patient=patient, split=split) for patient in "AVT"]
+    assert lineage.leaked(version(tags), rows) == seen

@@ -93,7 +93,7 @@ def test_a_first_model_is_judged_without_a_champion(result):
 
 
 def test_a_model_is_never_judged_on_its_training_patients(result):
-    with pytest.raises(EvaluationError, match="was trained on L10"):
+    with pytest.raises(EvaluationError, match="was trained or chosen on L10"):
         evaluate(str(result.train.model), None, "train")
 
 

@@ -181,13 +181,14 @@ def test_two_reports_stand_side_by_side(champion):
 def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason(champion):
     dataset, registry = places.dataset(), places.registry()
     moved = dataset.snapshot().patients("train")[0].patient
-    registry.tag_version(registry.champion().version, lineage.patient_tags([moved]))
+    tags = lineage.patient_tags(lineage.PATIENTS, [moved])
+    registry.tag_version(registry.champion().version, tags)
     import_splits(dataset, f"patient,split\n{moved},test\n")
     version = register(0.33)
     evaluate(str(version))
     result = promote(version)
     assert result.verdict == "refused"
-    assert f"was trained on {moved}" in result.reasons[0]
+    assert f"was trained or chosen on {moved}" in result.reasons[0]
     assert "splits import" in result.reasons[0]
 
 

@@ -15,6 +15,7 @@ import zarr
 
 from hqinet import feed
 from hqinet.feed import (
+    FeedError,
     ResidentFeed,
     StreamingFeed,
     choose_place,
@@ -25,7 +26,6 @@ from hqinet.feed import (
 from hqinet.noise import noise_level
 from hqinet.recipe import SamplingRecipe
 from hqinet.sampling import SampleOrder, VolumePair
-from hqinet.stopping import TrainingError
 
 CPU = torch.device("cpu")
 SPANS = [(0, 8), (8, 8), (40, 3)]
@@ -135,7 +135,7 @@ def test_a_killed_worker_is_said_in_one_line() -> None:
     next(batches)
     for worker in multiprocessing.active_children():
         worker.kill()
-    with pytest.raises(TrainingError, match="reads samples was killed"):
+    with pytest.raises(FeedError, match="reads samples was killed"):
         list(batches)
 
 

@@ -33,8 +33,11 @@ def plus(gain: float, **other: float) -> dict[str, float]:
     return {patient: value + other.get(patient, gain) for patient, value in GOOD.items()}
 
 
-def test_a_first_champion_needs_no_one_to_beat():
+def test_a_first_champion_has_low_dose_to_beat():
     assert judge(POLICY, table(GOOD), None, LINEAGE).passed
+    idle = judge(POLICY, table(dict.fromkeys(GOOD, 0.0)), None, LINEAGE)
+    assert failed(idle) == {"gain over low dose"}
+    assert any("gains +0.000" in reason for reason in idle.reasons)
 
 
 def test_a_better_one_passes():

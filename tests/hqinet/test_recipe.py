@@ -47,7 +47,7 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
             "balance": "slices",
             "flips": False,
             "dose": None,
-                "white": 0.0,
+            "white": 0.0,
         },
     }
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
+from hqinet.noise import noise_level
 from hqinet.recipe import SamplingRecipe
 from hqinet.sampling import (
     Batch,
@@ -129,6 +131,7 @@ def batch(n: int = 4) -> Batch:
         full,
         noise=torch.tensor([[50.0, 30.0]] * n),
         dose=torch.ones(n),
+        white=torch.zeros(n),
         flips=torch.zeros(n, 2, dtype=torch.bool),
     )
 
@@ -161,6 +164,30 @@ def test_prepare_varies_the_dose_and_its_noise_level() -> None:
     # 50^2 = 30^2 + 40^2: the added noise is 40 HU.
     expected_noise = (30**2 + (40 * dose) ** 2).sqrt() / 4095
     torch.testing.assert_close(noise, expected_noise)
+
+
+def test_prepare_whitens_the_added_noise_and_follows_with_its_level() -> None:
+    """Noise as a soft kernel correlates it: its level is seen to grow as its texture gets finer."""
+    raw = batch(2)
+    random = np.random.default_rng(0)
+    full = torch.zeros(2, 3, 64, 64, dtype=torch.int16)
+    soft = gaussian_filter(random.normal(0, 100, full.shape), (0, 0, 1, 1))
+    low = torch.from_numpy(soft.round().astype(np.int16))
+    raw = Batch(low, full, raw.noise[:2] * 0 + noise_level(low[:, 1])[:, None], *raw[3:])
+    raw.noise[:, 1] = 0
+    windows, restored, level = prepare(raw._replace(white=torch.tensor([0.0, 1.0])), CPU)
+    added = denormalise(windows)
+    torch.testing.assert_close(added[0], low[0].float(), rtol=0, atol=1e-2)
+    assert torch.equal(restored, normalise(full[:, 1:2].float()))
+    torch.testing.assert_close(added[1].std(), low[1].float().std(), rtol=0.01, atol=0)
+    assert abs(neighbours(added[0])) > 0.5
+    assert abs(neighbours(added[1])) < 0.1
+    torch.testing.assert_close(level * 4095, noise_level(added[:, 1]), rtol=0.1, atol=0)
+
+
+def neighbours(noise: torch.Tensor) -> float:
+    """Correlation of pixels side by side."""
+    return float(np.corrcoef(noise[..., 1:].ravel(), noise[..., :-1].ravel())[0, 1])
 
 
 def test_pairs_of_other_shapes_are_refused_naming_the_patient() -> None:
