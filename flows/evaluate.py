@@ -100,7 +100,7 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
     if leaked:
         raise EvaluationError(
             f"model version {version.version} was trained or chosen on {', '.join(leaked)} of the "
-            f"{split} split of commit {snapshot.commit}; evaluate it on patients that it has not seen"
+            f"{split} split of commit {snapshot.commit}; evaluate it on patients it has not seen"
         )
     return patients
 

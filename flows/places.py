@@ -1,11 +1,14 @@
 """The stores of this machine, as the settings place them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.settings import Settings
 from storage.dataset import Dataset
 from storage.promotions import Promotions
-from storage.registry import Registry
+
+if TYPE_CHECKING:
+    from storage.registry import Registry
 
 
 def dataset() -> Dataset:
@@ -13,8 +16,11 @@ def dataset() -> Dataset:
     return Dataset(Settings().dataset_url)
 
 
-def registry() -> Registry:
+def registry() -> "Registry":
     """Runs and models."""
+    # MLflow takes seconds to import, which ingest and the dataset's commands need not wait for.
+    from storage.registry import Registry  # noqa: PLC0415
+
     server = Settings().tracking_uri
     if server:
         # Where a server keeps artifacts is its own business, and the same for all its users.
