@@ -106,6 +106,16 @@ def frames(header: Header) -> tuple[Frame, ...]:
     )
 
 
+def holder(header: Header, attribute: str, *macros: str) -> Header:
+    """What holds an attribute of the whole series: a functional group, else the header.
+
+    Args:
+        macros: sequences of the functional groups that may hold it; the first frame speaks for all.
+    """
+    groups = [group for keyword in macros for group in _macros(header, keyword)[:1]]
+    return next((g for g in groups if g is not None and attribute in g), header)
+
+
 def _macros(header: Header, keyword: str) -> list[Header | None]:
     """What holds the attributes of a functional group, for each frame.
 

@@ -17,7 +17,16 @@ from pydicom.uid import (
 
 from storage import cohort
 from storage.cohort import CohortRules, Role
-from storage.frames import Frame, Stored, frames, numbers, rescale, rescale_groups, stored
+from storage.frames import (
+    Frame,
+    Stored,
+    frames,
+    holder,
+    numbers,
+    rescale,
+    rescale_groups,
+    stored,
+)
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
 
@@ -139,9 +148,11 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
         if header is None:
             return Record(path, size, mtime, "other")
         return _Reader(header, pixels, path, rules, names).record(size, mtime)
-    except OSError as error:
-        # Size -1: it is looked at again next time, when the disk may be well.
-        return _unreadable(path, -1, mtime, f"the disk gives an error: {error.strerror}")
+    except (OSError, MemoryError) as error:
+        # Of this machine, not of the file. Size -1: it is looked at again next time.
+        of_disk = isinstance(error, OSError)
+        reason = f"the disk gives an error: {error.strerror}" if of_disk else "memory ran out"
+        return _unreadable(path, -1, mtime, reason)
     except Exception as error:  # noqa: BLE001 - a broken file provokes any error in the parser
         reason = f"the header cannot be read as DICOM ({type(error).__name__})"
         return _unreadable(path, size, mtime, reason)
@@ -224,6 +235,9 @@ class _Reader:
         key = cohort.patient_key(self.rules, self.path, self.text("PatientID"))
         part = cohort.anatomy(self.rules, key or "", self.text("BodyPartExamined"))
         code, reason = self.verdict(sop_class, size)
+        macros = "CTReconstructionSequence", "UnassignedSharedConvertedAttributesSequence"
+        kernel = _text(holder(self.header, "ConvolutionKernel", *macros), "ConvolutionKernel")
+        measures = holder(self.header, "SliceThickness", "PixelMeasuresSequence")
         return Record(
             path=self.path,
             size=size,
@@ -238,9 +252,9 @@ class _Reader:
             anatomy=part,
             dose_fraction=cohort.dose_fraction(self.rules, key or "", part),
             vendor=cohort.vendor(self.text("Manufacturer")),
-            kernel=cohort.kernel(self.text("ConvolutionKernel")),
-            kernel_digest=self.digest("ConvolutionKernel"),
-            thickness=(numbers(self.header, "SliceThickness", 1) or (None,))[0],
+            kernel=cohort.kernel(kernel),
+            kernel_digest=self.names.digest(kernel) if kernel else "",
+            thickness=(numbers(measures, "SliceThickness", 1) or (None,))[0],
             rows=self.count("Rows"),
             columns=self.count("Columns"),
             tilt=(numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
@@ -256,11 +270,8 @@ class _Reader:
         return self.names.digest(text) if text else ""
 
     def text(self, keyword: str) -> str:
-        """An attribute as text; the first of several values, empty when absent."""
-        value = self.header.get(keyword)
-        if isinstance(value, MultiValue):
-            value = value[0] if value else None
-        return "" if value is None else str(value).strip(" \0")
+        """An attribute of the header as text."""
+        return _text(self.header, keyword)
 
     def count(self, keyword: str) -> int:
         """An attribute as a whole number; 0 when absent."""
@@ -360,6 +371,14 @@ class _Reader:
                     Code.NOT_HU,
                     "RescaleSlope or RescaleIntercept is absent, zero or no number: no way to HU",
                 )
+
+
+def _text(source: Header, keyword: str) -> str:
+    """An attribute as text; the first of several values, empty when absent."""
+    value = source.get(keyword)
+    if isinstance(value, MultiValue):
+        value = value[0] if value else None
+    return "" if value is None else str(value).strip(" \0")
 
 
 def _uid(value: str) -> str:

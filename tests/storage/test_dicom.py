@@ -334,6 +334,46 @@ def test_an_enhanced_pair_enters_the_dataset(tmp_path, series, dataset, deliver)
     assert volume.positions == tuple(-50.0 + 3 * i for i in range(12))
 
 
+def group(file: Path, frame: int | None, macro: str, **attributes) -> None:
+    """Put attributes into a functional group of one frame, or into the one that all share."""
+    image = pydicom.dcmread(file)
+    holders = (
+        image.SharedFunctionalGroupsSequence
+        if frame is None
+        else image.PerFrameFunctionalGroupsSequence[frame : frame + 1]
+    )
+    if macro not in holders[0]:
+        setattr(holders[0], macro, Sequence([Dataset()]))
+    for name, value in attributes.items():
+        setattr(holders[0][macro][0], name, value)
+    image.save_as(file)
+
+
+@pytest.mark.parametrize(
+    ("frame", "macro"),
+    [
+        (None, "CTReconstructionSequence"),
+        (0, "CTReconstructionSequence"),
+        (None, "UnassignedSharedConvertedAttributesSequence"),
+    ],
+)
+def test_kernel_and_thickness_of_an_enhanced_pair_are_compared(
+    tmp_path, series, dataset, deliver, frame, macro
+):
+    for dose, kernel, thickness in (("full", "B30f", 3), ("low", "B50f", 5)):
+        one = series("L001", dose, low=dose == "low", slices=12)
+        file = enhanced(one, tmp_path / "source" / dose) / "enhanced.dcm"
+        image = pydicom.dcmread(file)
+        del image.SliceThickness
+        image.save_as(file)
+        group(file, frame, macro, ConvolutionKernel=[kernel, "x"])
+        group(file, None, "PixelMeasuresSequence", SliceThickness=thickness)
+    (row,) = deliver(dataset, tmp_path / "source").admission.accepted
+    assert row.kernel == "B30f"
+    assert "kernels differ: low dose B50f, full dose B30f" in row.note
+    assert "slice thickness differs: low dose 5 mm, full dose 3 mm" in row.note
+
+
 def test_limits_are_settings(tmp_path, series):
     folder = series(slices=10).write(tmp_path / "a")
     with pytest.raises(Refused, match="10 slices; expected 11"):

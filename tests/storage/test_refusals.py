@@ -5,6 +5,7 @@ import os
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
@@ -287,6 +288,24 @@ def test_a_folder_that_cannot_be_opened_is_refused_until_it_can(
     done = deliver(dataset, source)
     assert [row.patient for row in done.snapshot.patients()] == ["L001", "L002"]
     assert "refused" not in set(done.snapshot.rows.status)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_failure_of_the_machine_is_asked_again_next_time(
+    tmp_path, pair, dataset, deliver, monkeypatch, error
+):
+    pair(tmp_path / "source", "L001")
+    opened = pydicom.dcmread
+
+    def fails(stream, **options):
+        if stream.name.endswith("Low Dose Images-2/1-004.dcm"):
+            raise error
+        return opened(stream, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.headers.pydicom.dcmread", fails)
+        assert deliver(dataset, tmp_path / "source").refused == [("L001", "unreadable")]
+    assert deliver(dataset, tmp_path / "source").accepted == ["L001"]
 
 
 def test_projections_are_counted_and_left(tmp_path, pair, series, dataset, deliver):
