@@ -7,7 +7,7 @@ at once. Whatever is wrong refuses that series or pair alone, with a reason.
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -210,17 +210,36 @@ def recall(delivery: Delivery, planned: Plan, memory: Memory) -> tuple[list[Row]
         if row.status == "refused" and row.cohort == delivery.cohort
     }
     named = {row.path for row in current}
-    known, unread = [], []
+    known, unread, gone = [], [], []
     for pair in planned.pairs:
-        mark, location = pair.fingerprint, delivery.dataset.location
+        mark, location, rows = pair.fingerprint, delivery.dataset.location, known
         row = standing.get(mark)
         if row is None or not volumes.is_complete(location, row.path or ""):
             row = memory.recall(mark, location, named) or refused.get(mark)
         if row is None:
             unread.append(pair)
-        else:
-            known.append(replace(row, cohort=delivery.cohort, source=pair.source))
+            row, rows = memory.get(mark), gone
+        if row is not None:
+            rows.append(replace(row, cohort=delivery.cohort, source=pair.source))
+    if gone and would_refuse(delivery, planned, current, known + gone, unread):
+        return known + gone, []
     return known, unread
+
+
+def would_refuse(
+    delivery: Delivery,
+    planned: Plan,
+    current: Sequence[Row],
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+) -> bool:
+    """Whether a commit would refuse every one of the pairs for what else the dataset holds.
+
+    Their volumes are gone, for no commit names them; to refuse them again their rows are enough.
+    All or none: a pair that is read may fail, and with it what the others were judged by.
+    """
+    decided = admission.admit(current, rows, planned.seen, delivery.cohort)
+    return {row.patient for row in decided.refused}.issuperset(pair.patient for pair in pairs)
 
 
 def failed(pair: Pair, error: Exception, cohort: str) -> Row:

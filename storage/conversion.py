@@ -161,6 +161,16 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def get(self, fingerprint: str) -> Row | None:
+        """The row of a pair that was converted before; its volume may be gone."""
+        try:
+            values = json.loads((self._folder / f"{fingerprint}.json").read_text("utf-8"))
+            for name in ("files", "studies"):
+                values[name] = tuple(values[name])
+            return Row(**values)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
     def recall(
         self, fingerprint: str, location: Location, named: Collection[str | None]
     ) -> Row | None:
@@ -169,17 +179,12 @@ class Memory:
         Args:
             named: paths of the volumes that the latest commit names.
         """
-        try:
-            values = json.loads((self._folder / f"{fingerprint}.json").read_text("utf-8"))
-            for name in ("files", "studies"):
-                values[name] = tuple(values[name])
-            row = Row(**values)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        row = self.get(fingerprint)
+        if row is None or row.path is None:
+            return row
         # A volume without a commit is garbage one day: take none that is about to be collected.
         since = None if row.path in named else datetime.now(UTC) - _RECENT
-        whole = row.path is None or volumes.is_complete(location, row.path, since)
-        return row if whole else None
+        return row if volumes.is_complete(location, row.path, since) else None
 
     def remember(self, row: Row) -> None:
         """Keep the row of a conversion; whole or not at all."""

@@ -87,6 +87,28 @@ def test_a_copy_of_the_source_is_read_once_and_makes_no_commit(home, source, mon
     assert ingest(str(copy), "delivery", cluster=ONE).unchanged == 3
 
 
+def test_a_refused_pair_without_volume_is_read_again_only_to_be_accepted(
+    home, tmp_path, pair, monkeypatch
+):
+    pair(tmp_path / "a", "L001", seed=5, slices=4)
+    for patient in ("X1", "X2"):
+        pair(tmp_path / "b", patient, seed=5, slices=4)
+    ingest(str(tmp_path / "a"), cluster=ONE)
+    first = ingest(str(tmp_path / "b"), cluster=ONE)
+    assert [row.code for row in first.refused] == ["duplicate_patient"] * 2
+    for patient in ("X1", "X2"):
+        shutil.rmtree(home / "dataset" / "volumes" / patient)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "_open", lambda _: pytest.fail("a refused pair was read again"))
+        again = ingest(str(tmp_path / "b"), cluster=ONE)
+    assert again == first
+    upkeep.rollback(places.dataset(), 0)
+    done = ingest(str(tmp_path / "b"), cluster=ONE)
+    assert [row.patient for row in done.accepted] == ["X1"]
+    assert [(row.patient, row.code) for row in done.refused] == [("X2", "duplicate_patient")]
+    assert not upkeep.verify(places.dataset().snapshot(), deep=True).problems
+
+
 def test_a_series_changed_in_place_is_noticed_and_named(home, source, pair):
     first = ingest(str(source), cluster=ONE)
     before = places.dataset().snapshot()
