@@ -139,7 +139,7 @@ class SampleOrder:
             flip_rows=self.recipe.flips and flip_rows < 0.5,
             flip_columns=self.recipe.flips and flip_columns < 0.5,
             dose=low + dose * (high - low),
-            white=white * self.recipe.white,
+            white=white**2 * self.recipe.white,
         )
 
     def _slice(self, number: int) -> tuple[int, int]:

@@ -113,13 +113,19 @@ def test_whole_slices_take_the_largest_matrix_and_small_ones_start_at_zero() -> 
 
 def test_flips_and_dose_are_drawn_only_where_asked_for() -> None:
     plain = order((4, 18, 30)).draw(0, 100)
-    assert {(d.flip_rows, d.flip_columns, d.dose) for d in plain} == {(False, False, 1.0)}
-    varied = order((4, 18, 30), flips=True, dose=(0.5, 1.5)).draw(0, 400)
+    assert {(d.flip_rows, d.flip_columns, d.dose, d.white) for d in plain} == {
+        (False, False, 1.0, 0.0)
+    }
+    varied = order((4, 18, 30), flips=True, dose=(0.5, 1.5), white=0.8).draw(0, 400)
     assert len({(d.flip_rows, d.flip_columns) for d in varied}) == 4
     doses = np.array([d.dose for d in varied])
     assert doses.min() >= 0.5
     assert doses.max() <= 1.5
     assert abs(doses.mean() - 1) < 0.05
+    shares = np.array([d.white for d in varied])
+    assert shares.min() < 0.02
+    assert 0.7 < shares.max() <= 0.8
+    assert abs(np.median(shares) - 0.2) < 0.05
 
 
 def batch(n: int = 4) -> Batch:
