@@ -137,8 +137,8 @@ class SamplingRecipe(_Section):
     dose: tuple[float, float] | None = None
     """Range of the factor on `low - full` drawn for each sample, which varies its dose."""
     white: float = Field(0.0, ge=0, le=1)
-    """Largest share of the variance of `low - full` that is made white, drawn for each sample, small
-    ones more often: noise as other scanners and kernels correlate it than those trained on."""
+    """Largest share of the variance of `low - full` that is made white, drawn for each sample,
+    small ones more often: noise as other scanners and kernels correlate it."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SamplingRecipe":

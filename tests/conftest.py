@@ -12,6 +12,10 @@ from hypothesis import settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+# Read when torch is imported. Tiny networks gain nothing from two threads, which wait for each
+# other in busy loops and take minutes where a core is also wanted by something else.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("project", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("project")
 

@@ -36,7 +36,7 @@ def test_four_pairs_are_accepted_and_one_patient_refused(first):
 def test_it_ends_with_a_judged_model_that_beats_low_dose(first):
     assert first["evaluate"]["model"] == first["train"]["model"]
     for row in first["evaluate"]["patients"]:
-        assert row["restored"]["psnr"] > row["low"]["psnr"], row["patient"]
+        assert row["restored"]["psnr"] > row["low"]["psnr"] + 0.3, row["patient"]
     assert first["promote"]["verdict"] == "promoted", first["promote"]["reasons"]
     assert (Path(first["evaluate"]["report"]) / "report.html").stat().st_size < 30e6
 
