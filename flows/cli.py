@@ -40,7 +40,8 @@ Cohort = Annotated[str | None, typer.Option(help="Name of the delivery.")]
 CohortFile = Annotated[
     Path | None, typer.Option(help="TOML that describes a delivery the defaults do not.")
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe, or a TOML file.")]
+RECIPES = "paper, fast, demo, redcnn, or a TOML file"
+RecipeName = Annotated[str, typer.Option("--recipe", help=f"{RECIPES}.")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
 Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
 
@@ -72,7 +73,7 @@ def ingest(
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Option(help="Name of a recipe, or a TOML file; default: fast.")
+        str | None, typer.Option(help=f"{RECIPES}; default: fast.")
     ] = None,
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,

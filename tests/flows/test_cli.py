@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.cli import RECIPES
 from flows.orphans import SERVER
+from hqinet.recipe import recipe_names
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,10 @@ def test_wrong_usage_exits_2(command):
     assert command("evaluate", "--moddel", "3").returncode == 2
     assert command("train", "--resume", "abc", "--recipe", "fast").returncode == 2
     assert command("promote", "--rollback", "--candidate", "1").returncode == 2
+
+
+def test_help_names_every_recipe():
+    assert [name for name in recipe_names() if name not in RECIPES] == []
 
 
 def test_an_empty_home_says_what_to_do_first(hqinet, tmp_path, prefect_server):
