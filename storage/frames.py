@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from pydicom.dataset import Dataset as Header
 from pydicom.multival import MultiValue
+
+from storage.attributes import Group
 
 Vector = tuple[float, ...]
 
@@ -13,7 +14,7 @@ Vector = tuple[float, ...]
 class Frame:
     """Where one image lies and how its stored values become HU.
 
-    Attributes:
+    Group:
         position: ImagePositionPatient in mm. None, as for the others, when absent or no numbers.
         orientation: ImageOrientationPatient, two direction cosines.
         spacing: PixelSpacing (row, column) in mm.
@@ -30,7 +31,7 @@ class Frame:
 class Stored:
     """How the pixels of a file are stored, and which bits and values are measurement.
 
-    Attributes:
+    Group:
         offset: byte at which uncompressed little-endian pixels begin; None where a decoder is
             to be asked.
         dtype: of such pixels, as `<i2`.
@@ -45,7 +46,7 @@ class Stored:
     padding: tuple[int, int] | None
 
 
-def stored(header: Header, offset: int | None) -> Stored:
+def stored(header: Group, offset: int | None) -> Stored:
     """How the pixels are stored that begin at `offset`."""
     size = int(header.get("BitsAllocated") or 0) // 8
     bits = int(header.get("BitsStored") or 8 * size)
@@ -63,7 +64,7 @@ def stored(header: Header, offset: int | None) -> Stored:
     )
 
 
-def numbers(source: Header | None, keyword: str, count: int) -> Vector | None:
+def numbers(source: Group | None, keyword: str, count: int) -> Vector | None:
     """`count` finite numbers of a decimal string; None when absent or anything else."""
     try:
         value = source.get(keyword) if source is not None else None
@@ -74,19 +75,19 @@ def numbers(source: Header | None, keyword: str, count: int) -> Vector | None:
     return values if good else None
 
 
-def rescale(group: Header | None) -> Vector | None:
+def rescale(group: Group | None) -> Vector | None:
     """RescaleSlope and RescaleIntercept; None unless both are numbers."""
     slope = numbers(group, "RescaleSlope", 1)
     intercept = numbers(group, "RescaleIntercept", 1)
     return (*slope, *intercept) if slope and intercept else None
 
 
-def rescale_groups(header: Header) -> list[Header | None]:
+def rescale_groups(header: Group) -> list[Group | None]:
     """What holds slope and intercept: the header itself, or a functional group of each frame."""
     return _macros(header, "PixelValueTransformationSequence")
 
 
-def frames(header: Header) -> tuple[Frame, ...]:
+def frames(header: Group) -> tuple[Frame, ...]:
     """One of a plain image, or one for each frame of an Enhanced one."""
     groups = zip(
         _macros(header, "PlanePositionSequence"),
@@ -106,17 +107,17 @@ def frames(header: Header) -> tuple[Frame, ...]:
     )
 
 
-def holder(header: Header, attribute: str, *macros: str) -> Header:
+def holder(header: Group, attribute: str, *macros: str) -> Group:
     """What holds an attribute of the whole series: a functional group, else the header.
 
     Args:
         macros: sequences of the functional groups that may hold it; the first frame speaks for all.
     """
     groups = [group for keyword in macros for group in _macros(header, keyword)[:1]]
-    return next((g for g in groups if g is not None and attribute in g), header)
+    return next((g for g in groups if g is not None and g.get(attribute)), header)
 
 
-def _macros(header: Header, keyword: str) -> list[Header | None]:
+def _macros(header: Group, keyword: str) -> list[Group | None]:
     """What holds the attributes of a functional group, for each frame.
 
     The header itself, if it has no frames; the item of the frame, or the one that all share.

@@ -1,6 +1,7 @@
 """One file's header -> a record of technical attributes, or the reason why there is none."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -16,6 +17,7 @@ from pydicom.uid import (
 )
 
 from storage import cohort
+from storage.attributes import TAGS, Attributes, Group
 from storage.cohort import CohortRules, Role
 from storage.frames import (
     Frame,
@@ -23,7 +25,6 @@ from storage.frames import (
     frames,
     holder,
     numbers,
-    rescale,
     rescale_groups,
     stored,
 )
@@ -43,42 +44,6 @@ _LOSSY_SYNTAXES = {
     "1.2.840.10008.1.2.4.112": "JPEG XL",
     "1.2.840.10008.1.2.4.203": "HTJ2K",
 }
-_ATTRIBUTES = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "PatientID",
-    "Modality",
-    "ImageType",
-    "SeriesDescription",
-    "Manufacturer",
-    "ConvolutionKernel",
-    "SliceThickness",
-    "BodyPartExamined",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "GantryDetectorTilt",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "NumberOfFrames",
-    "LossyImageCompression",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
 _PREAMBLE = 128
 _EXTENSIONS = (".dcm", ".dicom", ".ima")
 
@@ -134,16 +99,17 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
         root: of the delivery.
         path: below it.
     """
+    file = root / path
     try:
-        status = (root / path).stat()
+        status = file.stat()
     except OSError as error:
         return _unreadable(path, -1, -1, f"the file is not there: {error.strerror}")
     size, mtime = status.st_size, status.st_mtime_ns
-    if Path(path).name.upper() == "DICOMDIR":
+    if file.name.upper() == "DICOMDIR":
         return Record(path, size, mtime, "other")
     try:
-        with (root / path).open("rb") as stream:
-            header = _read_header(stream, path)
+        with file.open("rb") as stream:
+            header = _read_header(stream, file)
             pixels = _pixel_bytes(stream, header) if header is not None else None
         if header is None:
             return Record(path, size, mtime, "other")
@@ -162,7 +128,7 @@ def _unreadable(path: str, size: int, mtime: int, reason: str) -> Record:
     return Record(path, size, mtime, "unreadable", code=Code.UNREADABLE, reason=reason)
 
 
-def _read_header(stream: BinaryIO, path: str) -> Header | None:
+def _read_header(stream: BinaryIO, file: Path) -> Header | None:
     """The header; None for what is no DICOM and does not claim to be.
 
     Raises:
@@ -170,12 +136,12 @@ def _read_header(stream: BinaryIO, path: str) -> Header | None:
     """
     start = stream.read(_PREAMBLE + 4)
     stream.seek(0)
-    claims = Path(path).suffix.lower() in _EXTENSIONS and not Path(path).name.startswith("._")
+    claims = file.suffix.lower() in _EXTENSIONS and not file.name.startswith("._")
     # Without preamble, as some old exports are: a first element of group 2 or 8, little endian.
     bare = start[:2] in (b"\x08\x00", b"\x02\x00")
     if start[_PREAMBLE:] != b"DICM" and not bare and not claims:
         return None
-    header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_ATTRIBUTES, force=bare)
+    header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS, force=bare)
     if "SOPClassUID" not in header and bare and not claims:
         return None
     return header
@@ -210,11 +176,22 @@ class _Reader:
         rules: CohortRules,
         names: Pseudonyms,
     ) -> None:
-        self.header = header
+        self.syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
+        self.header = Attributes(header)
         self.pixels = pixels
         self.path = path
         self.rules = rules
         self.names = names
+
+    @cached_property
+    def frames(self) -> tuple[Frame, ...]:
+        """Where the images lie."""
+        return frames(self.header)
+
+    @cached_property
+    def stored(self) -> Stored:
+        """How the pixels are stored."""
+        return stored(self.header, self.pixels[0] if self.pixels else None)
 
     def record(self, size: int, mtime: int) -> Record:
         """The record of the file."""
@@ -260,8 +237,8 @@ class _Reader:
             tilt=(numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
             code=code,
             reason=reason,
-            frames=frames(self.header),
-            stored=stored(self.header, self.pixels[0] if self.pixels else None),
+            frames=self.frames,
+            stored=self.stored,
         )
 
     def digest(self, keyword: str) -> str:
@@ -305,15 +282,14 @@ class _Reader:
 
     def check_compression(self) -> None:
         """Pixels must be what the scanner computed."""
-        syntax = str(self.header.file_meta.get("TransferSyntaxUID", ""))
         said = self.text("LossyImageCompression")
         if said == "01":
             raise Refused(Code.LOSSY_COMPRESSION, "LossyImageCompression is 01; expected 00")
-        if syntax in _LOSSY_SYNTAXES or (syntax == _JPEG_2000 and said != "00"):
-            name = _LOSSY_SYNTAXES.get(syntax, "JPEG 2000, which may be lossy")
+        if self.syntax in _LOSSY_SYNTAXES or (self.syntax == _JPEG_2000 and said != "00"):
+            name = _LOSSY_SYNTAXES.get(self.syntax, "JPEG 2000, which may be lossy")
             raise Refused(
                 Code.LOSSY_COMPRESSION,
-                f"transfer syntax {syntax} ({name}); expected a lossless one",
+                f"transfer syntax {self.syntax} ({name}); expected a lossless one",
             )
 
     def check_pixels(self, size: int) -> None:
@@ -329,7 +305,7 @@ class _Reader:
                 if photometric != "MONOCHROME2"
                 else f"SamplesPerPixel {samples}, BitsAllocated {bits}; expected 1 and 8, 16 or 32",
             )
-        kept = stored(self.header, None)
+        kept = self.stored
         if kept.bits != bits and not kept.bits - 1 <= kept.high < bits:
             raise Refused(
                 Code.UNSUPPORTED_PIXELS,
@@ -339,7 +315,7 @@ class _Reader:
 
     def check_length(self, size: int, width: int) -> None:
         """As many frames and bytes as the header promises, no fewer and no more."""
-        count, described = max(self.count("NumberOfFrames"), 1), len(frames(self.header))
+        count, described = max(self.count("NumberOfFrames"), 1), len(self.frames)
         if count != described:
             raise Refused(
                 Code.UNSUPPORTED_PIXELS,
@@ -360,20 +336,19 @@ class _Reader:
 
     def check_rescale(self) -> None:
         """The stored values must lead to HU."""
-        for group in rescale_groups(self.header):
+        for group, frame in zip(rescale_groups(self.header), self.frames, strict=True):
             kind = str((group.get("RescaleType") if group is not None else None) or "")
             if kind not in ("", "HU", "US"):
                 reason = "RescaleType is not HU: the values are no Hounsfield units"
                 raise Refused(Code.NOT_HU, reason)
-            values = rescale(group)
-            if values is None or not values[0]:
+            if frame.rescale is None or not frame.rescale[0]:
                 raise Refused(
                     Code.NOT_HU,
                     "RescaleSlope or RescaleIntercept is absent, zero or no number: no way to HU",
                 )
 
 
-def _text(source: Header, keyword: str) -> str:
+def _text(source: Group, keyword: str) -> str:
     """An attribute as text; the first of several values, empty when absent."""
     value = source.get(keyword)
     if isinstance(value, MultiValue):
