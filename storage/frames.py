@@ -1,13 +1,19 @@
-"""Where the images of a header lie, and how their stored values become HU."""
+"""The images of a header: how many, where they lie, and how their stored values become HU."""
 
 import math
+import struct
 from dataclasses import dataclass
+from typing import BinaryIO
 
+from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.multival import MultiValue
 
 from storage.attributes import Group
 
 Vector = tuple[float, ...]
+
+# Bytes of the tag and the length of a fragment.
+_ITEM = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +134,26 @@ def _macros(header: Group, keyword: str) -> list[Group | None]:
     shared = (header.get("SharedFunctionalGroupsSequence") or (None,))[0]
     common = (shared.get(keyword) if shared is not None else None) or (None,)
     return [(own.get(keyword) or common)[0] for own in per_frame]
+
+
+def begun(stream: BinaryIO) -> int | None:
+    """How many frames begin in compressed pixels; None if one fragment does not follow another.
+
+    A frame may go over several fragments (DICOM PS3.5 A.4): counted are those that begin as an
+    image of JPEG, JPEG-LS, JPEG 2000 or RLE does, which no later part of an image can.
+
+    Args:
+        stream: behind the tag and length of the pixels.
+    """
+    try:
+        parse_basic_offsets(stream)
+        _, fragments = parse_fragments(stream)
+    except (ValueError, struct.error):
+        return None
+    count = 0
+    for fragment in fragments:
+        stream.seek(fragment + _ITEM)
+        start = stream.read(8)
+        run_length = int.from_bytes(start[:4], "little") <= 15 and start[4:] == b"@\0\0\0"
+        count += run_length or start.startswith((b"\xff\xd8", b"\xff\x4f\xff\x51"))
+    return count

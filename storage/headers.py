@@ -22,6 +22,7 @@ from storage.cohort import CohortRules, Role
 from storage.frames import (
     Frame,
     Stored,
+    begun,
     frames,
     holder,
     numbers,
@@ -110,9 +111,9 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
     try:
         with file.open("rb") as stream:
             header = _read_header(stream, file)
-            pixels = _pixel_bytes(stream, header) if header is not None else None
-        if header is None:
-            return Record(path, size, mtime, "other")
+            if header is None:
+                return Record(path, size, mtime, "other")
+            pixels = _look_at_pixels(stream, header)
         return _Reader(header, pixels, path, rules, names).record(size, mtime)
     except (OSError, MemoryError) as error:
         # Of this machine, not of the file. Size -1: it is looked at again next time.
@@ -147,22 +148,34 @@ def _read_header(stream: BinaryIO, file: Path) -> Header | None:
     return header
 
 
-def _pixel_bytes(stream: BinaryIO, header: Header) -> tuple[int, int] | None:
-    """Where uncompressed little-endian pixels begin and how long they say they are, in bytes.
+@dataclass(frozen=True, slots=True)
+class _Pixels:
+    """What a file tells of its pixels before they are decoded.
 
-    None if they are compressed or big endian, or there are none.
-
-    The stream stands at the tag of the pixels, where reading of the header stopped.
+    Attributes:
+        offset, length: where uncompressed little-endian ones begin and how long they say they are,
+            in bytes; None if they are compressed or big endian, or there are none.
+        begun: how many frames begin in compressed ones; None if those are damaged.
     """
+
+    offset: int | None = None
+    length: int | None = None
+    begun: int | None = 0
+
+
+def _look_at_pixels(stream: BinaryIO, header: Header) -> _Pixels:
+    """What can be told; the stream stands at their tag, where reading of the header stopped."""
     implicit, little = header.original_encoding
     syntax = header.file_meta.get("TransferSyntaxUID")
-    if not little or (syntax is not None and (syntax.is_compressed or syntax.is_deflated)):
-        return None
+    if not little or (syntax is not None and syntax.is_deflated):
+        return _Pixels()
     start = stream.tell()
     element = stream.read(8 if implicit else 12)
     if element[:4] != b"\xe0\x7f\x10\x00":
-        return None
-    return start + len(element), int.from_bytes(element[-4:], "little")
+        return _Pixels()
+    if syntax is not None and syntax.is_compressed:
+        return _Pixels(begun=begun(stream))
+    return _Pixels(start + len(element), int.from_bytes(element[-4:], "little"))
 
 
 class _Reader:
@@ -171,7 +184,7 @@ class _Reader:
     def __init__(
         self,
         header: Header,
-        pixels: tuple[int, int] | None,
+        pixels: _Pixels,
         path: str,
         rules: CohortRules,
         names: Pseudonyms,
@@ -191,7 +204,7 @@ class _Reader:
     @cached_property
     def stored(self) -> Stored:
         """How the pixels are stored."""
-        return stored(self.header, self.pixels[0] if self.pixels else None)
+        return stored(self.header, self.pixels.offset)
 
     def record(self, size: int, mtime: int) -> Record:
         """The record of the file."""
@@ -321,9 +334,15 @@ class _Reader:
                 Code.UNSUPPORTED_PIXELS,
                 f"NumberOfFrames {count}, and geometry of {described} frames; expected the same",
             )
-        if self.pixels is None:
+        if self.pixels.begun is None:
+            reason = "PixelData is damaged: its fragments do not follow one another"
+            raise Refused(Code.UNREADABLE, reason)
+        if self.pixels.begun > count:
+            reason = f"PixelData of {self.pixels.begun} compressed frames; expected {count}"
+            raise Refused(Code.UNREADABLE, reason)
+        start, length = self.pixels.offset, self.pixels.length
+        if start is None or length is None:
             return
-        start, length = self.pixels
         row = self.count("Columns") * width
         expected = self.count("Rows") * row * count
         if size < start + expected:

@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -319,6 +320,59 @@ def test_enhanced_multi_frame_ct_is_a_volume(tmp_path, series, syntax):
         image = pydicom.dcmread(folder / "enhanced.dcm")
         image.compress(syntax, generate_instance_uid=False)
         image.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    assert (read(folder)[0] == one.values()).all()
+
+
+def encapsulated(file: Path, fragments_of_each: int, more: int, table: bool) -> None:
+    """Write the compressed frames anew: each in fragments, and the first one `more` times again."""
+    image = pydicom.dcmread(file)
+    number = int(image.get("NumberOfFrames", 1))
+    frames = list(generate_frames(image.PixelData, number_of_frames=number))
+    frames += frames[:1] * more
+    image.PixelData = encapsulate(frames, fragments_of_each, has_bot=table)
+    image.save_as(file)
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["table", "no table"])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
+@pytest.mark.parametrize("write", ["plain", "enhanced"])
+def test_more_compressed_frames_than_promised_are_refused(tmp_path, series, write, syntax, table):
+    one = series(slices=12)
+    folder = one.write(tmp_path / "a") if write == "plain" else enhanced(one, tmp_path / "a")
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        image.compress(syntax, generate_instance_uid=False)
+        image.save_as(file)
+        encapsulated(file, 1, more=0, table=table)
+    assert (read(folder)[0] == one.values()).all()
+    file = min(folder.iterdir())
+    encapsulated(file, 1, more=1, table=table)
+    promised = 1 if write == "plain" else 12
+    with pytest.raises(Refused, match=f"{promised + 1} compressed frames; expected {promised}$"):
+        read(folder)
+
+
+def test_compressed_pixels_that_lack_a_few_bytes_are_refused(tmp_path, series):
+    folder = series(change=compress(JPEGLSLossless)).write(tmp_path / "a")
+    file = min(folder.iterdir())
+    data = file.read_bytes()
+    start = data.index(b"\xff\xd8\xff") + 40
+    file.write_bytes(data[:start] + data[start + 2 :])
+    with pytest.raises(Refused, match="fragments do not follow one another"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("write", "table"), [("plain", True), ("plain", False), ("enhanced", True)]
+)
+def test_a_frame_in_several_fragments_is_one_frame(tmp_path, series, write, table):
+    one = series(slices=12, matrix=(64, 64))
+    folder = one.write(tmp_path / "a") if write == "plain" else enhanced(one, tmp_path / "a")
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        image.compress(JPEGLSLossless, generate_instance_uid=False)
+        image.save_as(file)
+        encapsulated(file, 7, more=0, table=table)
     assert (read(folder)[0] == one.values()).all()
 
 
