@@ -194,7 +194,7 @@ class _Planner:
             source=self.folder(s.path for series in (low, full) for s in series.slices),
             studies=_shared_uids(low, full),
             note="; ".join(notes),
-            fingerprint=self.fingerprint(records),
+            fingerprint=self.fingerprint(patient, records),
         )
 
     def ordered(
@@ -214,10 +214,10 @@ class _Planner:
                 bad[group[0].series, role] = refused
         return good, bad
 
-    def fingerprint(self, records: Sequence[Record]) -> str:
-        """Changes when a file of the patient, the rules or the format change."""
+    def fingerprint(self, patient: str, records: Sequence[Record]) -> str:
+        """Changes when the patient's key or a file, the rules or the format change."""
         files = sorted((r.instance, r.series, r.role, r.size, r.mtime_ns) for r in records)
-        return hashlib.sha256(json.dumps([self.basis, files]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.basis, patient, files]).encode()).hexdigest()
 
     def folder(self, paths: Iterable[str]) -> str:
         """The deepest folder that holds all of the files, as it may be shown."""

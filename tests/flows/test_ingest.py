@@ -109,6 +109,19 @@ def test_a_refused_pair_without_volume_is_read_again_only_to_be_accepted(
     assert not upkeep.verify(places.dataset().snapshot(), deep=True).problems
 
 
+def test_a_copy_under_another_patients_name_is_refused_not_taken_for_the_first(
+    home, tmp_path, pair
+):
+    pair(tmp_path / "a", "Anonymous", slices=4)
+    collection = tmp_path / "a" / "Collection"
+    (collection / "Anonymous").rename(collection / "L001")
+    ingest(str(tmp_path / "a"), cluster=ONE)
+    shutil.copytree(collection / "L001", tmp_path / "b" / "L777")
+    copied = ingest(str(tmp_path / "b"), cluster=ONE)
+    assert copied.unchanged == 0
+    assert [(row.patient, row.code) for row in copied.refused] == [("L777", "duplicate_patient")]
+
+
 def test_a_series_changed_in_place_is_noticed_and_named(home, source, pair):
     first = ingest(str(source), cluster=ONE)
     before = places.dataset().snapshot()
