@@ -72,9 +72,7 @@ def ingest(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str | None, typer.Option(help=f"{RECIPES}; default: fast.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{RECIPES}; default: fast.")] = None,
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
     overrides: Annotated[

@@ -91,9 +91,10 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
         raise EvaluationError(
             f"commit {snapshot.commit} has no patient in the {split} split; ingest more patients"
         )
-    if lineage.patients(version, lineage.PATIENTS) is None:
+    names = (lineage.PATIENTS, lineage.CHOSEN_ON)
+    if any(lineage.patients(version, name) is None for name in names):
         raise EvaluationError(
-            f"model version {version.version} does not say which patients it was trained on; "
+            f"model version {version.version} does not say which patients it has seen; "
             f"`hqinet train --resume {version.run}` completes its tags"
         )
     leaked = lineage.leaked(version, patients)

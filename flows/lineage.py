@@ -62,5 +62,5 @@ def leaked(version: ModelVersion, rows: Iterable[PatientRow]) -> list[str]:
 
 def stated(version: ModelVersion) -> dict[str, str]:
     """What a version must say to be promoted; empty where it does not."""
-    names = ("commit", "digest", "recipe", PATIENTS, "code_version")
+    names = ("commit", "digest", "recipe", PATIENTS, CHOSEN_ON, "code_version")
     return {"run": version.run} | {name: version.tags.get(name, "") for name in names}

@@ -18,6 +18,7 @@ from flows.progress import Display
 from flows.settings import Settings, TrainSettings
 from flows.training_job import Job
 from hqinet.checkpoint import load_network
+from hqinet.errors import HqinetError
 from hqinet.export import deployable, example_windows
 from hqinet.recipe import Recipe, load_recipe
 from hqinet.stopping import TrainingError
@@ -27,6 +28,10 @@ from storage.registry import DatasetInputs
 
 DEFAULTS = Settings().train
 NO_OVERRIDES: list[str] = []
+
+
+class LostProcessError(HqinetError):
+    """A process of a distributed run ended; one line. Another try may do."""
 
 
 class TrainResult(BaseModel):
@@ -137,7 +142,10 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     if error.exists():
         raise TrainingError(error.read_text())
     if code:
-        raise RuntimeError(f"run {job.run}: torchrun ended with {code}; see its log")
+        raise LostProcessError(
+            f"run {job.run}: its processes ended with {code}; see their log, and go on with "
+            f"`hqinet train --resume {job.run}`"
+        )
 
 
 @task(cache_policy=NO_CACHE)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -11,7 +12,8 @@ from hqinet.errors import HqinetError
 from hqinet.model import build
 from hqinet.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
+"""1 was of networks that saw the contrast of their input, not its detail: same shapes, no use."""
 Content = dict[str, Any]
 
 
@@ -33,7 +35,8 @@ def save_checkpoint(content: Content, path: Path) -> None:
 def remove_drafts(folder: Path) -> None:
     """Remove what killed processes left half written."""
     for draft in folder.glob(".*.pt.*"):
-        draft.unlink(missing_ok=True)
+        if not psutil.pid_exists(int(draft.suffix[1:])):
+            draft.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Content:
@@ -45,7 +48,9 @@ def load_checkpoint(path: Path) -> Content:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {found!r}; this code reads {FORMAT}")
+        raise CheckpointError(
+            f"{path} has checkpoint format {found!r}; this code reads {FORMAT}: train anew"
+        )
     return content
 
 

@@ -38,17 +38,22 @@ def whiten(noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Make a share of the variance of pure noise white, and say how its level changes.
 
     Pixels `_INTERLEAVED` apart, whose noise has nothing to do with each other, are brought side by
-    side; the two parts are added as independent noise is. The variance stays as it is, while what
-    `noise_level` sees of it grows, since its mask sees the finest noise best.
+    side; the two parts are added as independent noise is. The variance over the image stays as it
+    is, while what `noise_level` sees of it grows, since its mask sees the finest noise best. For
+    patches, over which noise is about the same: from a whole slice, that of the body would be
+    carried into the air.
 
     `noise`: (n, slices, rows, columns) in any unit; `share`: (n,) in [0, 1]. Returns noise of the
-    same shape, and (n,) the factor on its level.
+    same shape, and (n,) the factor on the level of the middle slice.
     """
     rows, columns = (_interleaved(size, noise.device) for size in noise.shape[2:])
     white = noise[:, :, rows][..., columns]
     part = share.view(-1, 1, 1, 1)
     mixed = (1 - part).sqrt() * noise + part.sqrt() * white
-    before, after = (_laplacian_difference(x[:, 0]).square().mean((1, 2)) for x in (noise, mixed))
+    middle = noise.shape[1] // 2
+    before, after = (
+        _laplacian_difference(x[:, middle]).square().mean((1, 2)) for x in (noise, mixed)
+    )
     return mixed, torch.where(before > 0, (after / before).sqrt(), 1.0)
 
 

@@ -20,8 +20,8 @@ SSIM_SIZE = 11
 """Pixels a side of the windows of the loss's structural similarity."""
 SMALLEST_OF_REDCNN = 21
 """Pixels a side that its five 5x5 convolutions without padding leave one of."""
-SMALLEST_OF_WHITENING = 5
-"""Pixels a side of the mask that measures noise."""
+SMALLEST_OF_WHITENING = 16
+"""Pixels a side of a patch in which some lie so far apart that their noise is independent."""
 _CHANNEL_STEP = 8
 
 
@@ -146,6 +146,8 @@ class SamplingRecipe(_Section):
             raise ValueError("batch must be a multiple of patches_per_slice")
         if self.micro_batch is not None and self.batch % self.micro_batch:
             raise ValueError("batch must be a multiple of micro_batch")
+        if self.white and (self.patch is None or self.patch < SMALLEST_OF_WHITENING):
+            raise ValueError(f"white needs a patch of {SMALLEST_OF_WHITENING} or more")
         if self.dose is not None and not 0 <= self.dose[0] <= self.dose[1]:
             raise ValueError("dose must be a range (low, high) with 0 <= low <= high")
         return self
@@ -169,11 +171,10 @@ class Recipe(_Section):
         smallest = max(
             SMALLEST_OF_REDCNN if isinstance(self.model, REDCNNRecipe) else 1,
             SSIM_SIZE if self.loss.ssim else 1,
-            SMALLEST_OF_WHITENING if self.sampling.white else 1,
         )
         if self.sampling.patch is not None and self.sampling.patch < smallest:
             raise ValueError(
-                f"sampling.patch must be {smallest} or more with this network, loss and sampling, "
+                f"sampling.patch must be {smallest} or more with this network and loss, "
                 f"not {self.sampling.patch}"
             )
         return self

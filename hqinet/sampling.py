@@ -130,6 +130,8 @@ class SampleOrder:
         pair, middle = self._slice(number // self.recipe.patches_per_slice)
         row, column, flip_rows, flip_columns, dose, white, *_ = uniforms
         rows, columns = self.matrices[pair]
+        # Whitening would carry noise into the air that fills up a slice smaller than the crop.
+        whole = rows >= self.crop[0] and columns >= self.crop[1]
         low, high = self.recipe.dose or (1.0, 1.0)
         return Draw(
             pair=pair,
@@ -139,7 +141,7 @@ class SampleOrder:
             flip_rows=self.recipe.flips and flip_rows < 0.5,
             flip_columns=self.recipe.flips and flip_columns < 0.5,
             dose=low + dose * (high - low),
-            white=white**2 * self.recipe.white,
+            white=white**2 * self.recipe.white if whole else 0.0,
         )
 
     def _slice(self, number: int) -> tuple[int, int]:

@@ -35,9 +35,10 @@ def test_the_version_names_its_lineage(result, home):
     assert version.run == result.train.run
     assert version.tags["commit"] == str(result.ingest.commit)
     assert version.tags["digest"] == snapshot.digest
-    assert json.loads(version.tags["training_patients"]) == [
-        row.patient for row in snapshot.patients("train")
-    ]
+    for tag, split in (("training_patients", "train"), ("validation_patients", "validation")):
+        named = [row.patient for row in snapshot.patients(split)]
+        assert named
+        assert json.loads(version.tags[tag]) == named
     assert version.tags["recipe"] == "tiny"
 
 

@@ -56,6 +56,7 @@ def register(share: float, patients: list[str] | None = None, **tags: str) -> in
         "digest": snapshot.digest,
         "recipe": "smoother",
         "training_patients": json.dumps(patients or ["L999"]),
+        "validation_patients": "[]",
         "code_version": "1",
     }
     example = np.zeros((2, 3, 40, 48), np.float32)
@@ -176,6 +177,14 @@ def test_two_reports_stand_side_by_side(champion):
     assert f"model {version}" in page.read_text()
     with pytest.raises(EvaluationError, match="validation split"):
         compare(*runs, split="validation")
+
+
+@pytest.mark.parametrize("tag", ["training_patients", "validation_patients"])
+def test_a_version_that_does_not_say_whom_it_has_seen_is_not_evaluated(champion, tag):
+    version = register(0.25)
+    places.registry()._client.delete_model_version_tag("hqinet", str(version), tag)
+    with pytest.raises(EvaluationError, match="does not say which patients it has seen"):
+        evaluate(str(version))
 
 
 def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason(champion):

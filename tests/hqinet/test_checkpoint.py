@@ -50,13 +50,13 @@ class Harmful:
 def test_code_in_a_checkpoint_is_not_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save({"format": 1, "weights": Harmful()}, tmp_path / "c.pt")
+    torch.save({"format": 2, "weights": Harmful()}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"c\.pt cannot be read as a checkpoint"):
         load_checkpoint(tmp_path / "c.pt")
     assert "unpickled" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"not torch", pickle.dumps({"format": 1})[:-3]])
+@pytest.mark.parametrize("content", [b"", b"not torch", pickle.dumps({"format": 2})[:-3]])
 def test_what_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"c\.pt cannot be read") as caught:
@@ -66,7 +66,7 @@ def test_what_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match="format 99; this code reads 1"):
+    with pytest.raises(CheckpointError, match="format 99; this code reads 2"):
         load_checkpoint(tmp_path / "c.pt")
     torch.save([1], tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="format None"):

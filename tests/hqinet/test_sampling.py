@@ -116,7 +116,7 @@ def test_flips_and_dose_are_drawn_only_where_asked_for() -> None:
     assert {(d.flip_rows, d.flip_columns, d.dose, d.white) for d in plain} == {
         (False, False, 1.0, 0.0)
     }
-    varied = order((4, 18, 30), flips=True, dose=(0.5, 1.5), white=0.8).draw(0, 400)
+    varied = order((4, 18, 30), flips=True, dose=(0.5, 1.5), white=0.8, patch=16).draw(0, 400)
     assert len({(d.flip_rows, d.flip_columns) for d in varied}) == 4
     doses = np.array([d.dose for d in varied])
     assert doses.min() >= 0.5
@@ -172,23 +172,42 @@ def test_prepare_varies_the_dose_and_its_noise_level() -> None:
     torch.testing.assert_close(noise, expected_noise)
 
 
-def test_prepare_whitens_the_added_noise_and_follows_with_its_level() -> None:
-    """Noise as a soft kernel correlates it: its level is seen to grow as its texture gets finer."""
-    raw = batch(2)
-    random = np.random.default_rng(0)
+def soft_noise() -> Batch:
+    """Two samples of nothing but noise as a soft kernel correlates it; none in the first slice."""
     full = torch.zeros(2, 3, 64, 64, dtype=torch.int16)
-    soft = gaussian_filter(random.normal(0, 100, full.shape), (0, 0, 1, 1))
-    low = torch.from_numpy(soft.round().astype(np.int16))
-    raw = Batch(low, full, raw.noise[:2] * 0 + noise_level(low[:, 1])[:, None], *raw[3:])
-    raw.noise[:, 1] = 0
+    noise = np.random.default_rng(0).normal(0, 100, full.shape)
+    noise = torch.from_numpy(gaussian_filter(noise, (0, 0, 1, 1)).round().astype(np.int16))
+    noise[:, 0] = 0
+    level = torch.stack([noise_level(noise[:, 1]), torch.zeros(2)], dim=1)
+    return Batch(noise, full, level, torch.ones(2), torch.zeros(2), torch.zeros(2, 2).bool())
+
+
+def test_prepare_whitens_the_added_noise_and_its_level_follows() -> None:
+    raw = soft_noise()
     windows, restored, level = prepare(raw._replace(white=torch.tensor([0.0, 1.0])), CPU)
     added = denormalise(windows)
-    torch.testing.assert_close(added[0], low[0].float(), rtol=0, atol=1e-2)
-    assert torch.equal(restored, normalise(full[:, 1:2].float()))
-    torch.testing.assert_close(added[1].std(), low[1].float().std(), rtol=0.01, atol=0)
-    assert abs(neighbours(added[0])) > 0.5
-    assert abs(neighbours(added[1])) < 0.1
+    torch.testing.assert_close(added[0], raw.low[0].float(), rtol=0, atol=1e-2)
+    assert torch.equal(restored, normalise(raw.full[:, 1:2].float()))
+    torch.testing.assert_close(added[1].std(), raw.low[1].float().std(), rtol=0.01, atol=0)
+    assert neighbours(added[0, 1]) > 0.5
+    assert abs(neighbours(added[1, 1])) < 0.1
     torch.testing.assert_close(level * 4095, noise_level(added[:, 1]), rtol=0.1, atol=0)
+
+
+def test_prepare_changes_dose_and_texture_at_once() -> None:
+    raw = soft_noise()
+    half = torch.tensor([0.5, 0.5])
+    windows, _, level = prepare(raw._replace(white=half, dose=half), CPU)
+    added = denormalise(windows)[:, 1]
+    torch.testing.assert_close(added.std(), 0.5 * raw.low[:, 1].float().std(), rtol=0.05, atol=0)
+    softness = neighbours(raw.low[0, 1].float())
+    assert neighbours(added[0]) == pytest.approx(softness / 2, abs=0.08)
+    torch.testing.assert_close(level * 4095, noise_level(added), rtol=0.2, atol=0)
+
+
+def test_noise_of_a_slice_that_is_filled_up_is_not_whitened() -> None:
+    stream = order((4, 40, 40), (4, 30, 40), patch=32, white=1.0)
+    assert {draw.pair for draw in stream.draw(0, 40) if draw.white == 0} == {1}
 
 
 def neighbours(noise: torch.Tensor) -> float:

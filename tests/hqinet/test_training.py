@@ -1,5 +1,6 @@
 """The loop: resumed equals uninterrupted, ranks equal one process, trouble stops it by name."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -389,8 +390,26 @@ def test_a_network_that_restores_nonsense_is_never_the_best(
     assert not (tmp_path / BEST).exists()
 
 
+def test_stopped_together_with_its_readers_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch system's SIGTERM reaches every process of the group, the readers first."""
+    monkeypatch.setattr(feed, "choose_place", lambda *_: "stream")
+
+    def stop() -> None:
+        for reader in multiprocessing.active_children():
+            reader.kill()
+            reader.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    of = recipe(schedule={"epochs": 30})
+    with pytest.raises(TrainingInterruptedError, match="continues from there"):
+        run(tmp_path, of, Watcher(step3=stop))
+    assert load_checkpoint(tmp_path / CHECKPOINT)["step"] >= 3
+
+
 def test_half_written_checkpoints_of_killed_processes_go(tmp_path: Path) -> None:
-    (tmp_path / f".{CHECKPOINT}.4711").write_bytes(b"PK half")
+    (tmp_path / f".{CHECKPOINT}.{2**22 + 1}").write_bytes(b"PK half")
     run(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [BEST, CHECKPOINT]
 
