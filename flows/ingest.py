@@ -201,24 +201,28 @@ def convert(delivery: Delivery, planned: Plan, workers: Workers) -> list[Row]:
 
 
 def recall(delivery: Delivery, planned: Plan, memory: Memory) -> tuple[list[Row], list[Pair]]:
-    """Rows of pairs whose files and rules are as they were, and the pairs that must be read."""
+    """Rows of pairs whose files and rules are as they were, and the pairs that must be read.
+
+    A row is the pair's only if it is of the same patient: files copied under another name have the
+    same fingerprint, and are to be judged as what is delivered of that one.
+    """
     current = delivery.dataset.snapshot().entries
-    standing = {row.fingerprint: row for row in current if row.status == "accepted"}
+    standing = {(row.patient, row.fingerprint): row for row in current if row.status == "accepted"}
     refused = {
-        row.fingerprint: row
+        (row.patient, row.fingerprint): row
         for row in current
         if row.status == "refused" and row.cohort == delivery.cohort
     }
     named = {row.path for row in current}
     known, unread, gone = [], [], []
     for pair in planned.pairs:
-        mark, location, rows = pair.fingerprint, delivery.dataset.location, known
+        mark, location, rows = (pair.patient, pair.fingerprint), delivery.dataset.location, known
         row = standing.get(mark)
         if row is None or not volumes.is_complete(location, row.path or ""):
-            row = memory.recall(mark, location, named) or refused.get(mark)
+            row = memory.recall(pair, location, named) or refused.get(mark)
         if row is None:
             unread.append(pair)
-            row, rows = memory.get(mark), gone
+            row, rows = memory.get(pair), gone
         if row is not None:
             rows.append(replace(row, cohort=delivery.cohort, source=pair.source))
     if gone and would_refuse(delivery, planned, current, known + gone, unread):

@@ -161,25 +161,24 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, fingerprint: str) -> Row | None:
+    def get(self, pair: Pair) -> Row | None:
         """The row of a pair that was converted before; its volume may be gone."""
         try:
-            values = json.loads((self._folder / f"{fingerprint}.json").read_text("utf-8"))
+            values = json.loads((self._folder / f"{pair.fingerprint}.json").read_text("utf-8"))
             for name in ("files", "studies"):
                 values[name] = tuple(values[name])
-            return Row(**values)
+            row = Row(**values)
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        return row if row.patient == pair.patient else None
 
-    def recall(
-        self, fingerprint: str, location: Location, named: Collection[str | None]
-    ) -> Row | None:
+    def recall(self, pair: Pair, location: Location, named: Collection[str | None]) -> Row | None:
         """The row of a pair that was converted before, if its volume lies at the location.
 
         Args:
             named: paths of the volumes that the latest commit names.
         """
-        row = self.get(fingerprint)
+        row = self.get(pair)
         if row is None or row.path is None:
             return row
         # A volume without a commit is garbage one day: take none that is about to be collected.

@@ -113,14 +113,17 @@ def frames(header: Group) -> tuple[Frame, ...]:
     )
 
 
-def holder(header: Group, attribute: str, *macros: str) -> Group:
-    """What holds an attribute of the whole series: a functional group, else the header.
+def holders(header: Group, attribute: str, *macros: str) -> list[Group | None]:
+    """What holds an attribute: a functional group of each frame, else the header.
 
     Args:
-        macros: sequences of the functional groups that may hold it; the first frame speaks for all.
+        macros: sequences of the functional groups that may hold it; the first that does speaks.
     """
-    groups = [group for keyword in macros for group in _macros(header, keyword)[:1]]
-    return next((g for g in groups if g is not None and g.get(attribute)), header)
+    for keyword in macros:
+        groups = _macros(header, keyword)
+        if any(group is not None and group.get(attribute) for group in groups):
+            return groups
+    return [header]
 
 
 def _macros(header: Group, keyword: str) -> list[Group | None]:

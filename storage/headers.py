@@ -24,7 +24,7 @@ from storage.frames import (
     Stored,
     begun,
     frames,
-    holder,
+    holders,
     numbers,
     rescale_groups,
     stored,
@@ -60,8 +60,8 @@ class Record:
         patient: key of the dataset; None where the file names nobody.
         study, series, instance, frame_of_reference: digests of UIDs; empty where there is none.
         kernel, kernel_digest: ConvolutionKernel as a known word, and a digest that tells those
-            apart that are not known.
-        thickness: SliceThickness in mm.
+            apart that are not known; of all of them where the frames of an image differ.
+        thickness: SliceThickness in mm; None, too, where the frames of an image differ.
         tilt: GantryDetectorTilt in degrees.
         code, reason: why the file alone is reason enough for a refusal.
         frames: one, or one a frame of an Enhanced image.
@@ -225,9 +225,7 @@ class _Reader:
         key = cohort.patient_key(self.rules, self.path, self.text("PatientID"))
         part = cohort.anatomy(self.rules, key or "", self.text("BodyPartExamined"))
         code, reason = self.verdict(sop_class, size)
-        macros = "CTReconstructionSequence", "UnassignedSharedConvertedAttributesSequence"
-        kernel = _text(holder(self.header, "ConvolutionKernel", *macros), "ConvolutionKernel")
-        measures = holder(self.header, "SliceThickness", "PixelMeasuresSequence")
+        kernel = self.kernel()
         return Record(
             path=self.path,
             size=size,
@@ -244,7 +242,7 @@ class _Reader:
             vendor=cohort.vendor(self.text("Manufacturer")),
             kernel=cohort.kernel(kernel),
             kernel_digest=self.names.digest(kernel) if kernel else "",
-            thickness=(numbers(measures, "SliceThickness", 1) or (None,))[0],
+            thickness=self.thickness(),
             rows=self.count("Rows"),
             columns=self.count("Columns"),
             tilt=(numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
@@ -253,6 +251,18 @@ class _Reader:
             frames=self.frames,
             stored=self.stored,
         )
+
+    def kernel(self) -> str:
+        """ConvolutionKernel; all of them, which is no known word, where frames differ."""
+        macros = "CTReconstructionSequence", "UnassignedSharedConvertedAttributesSequence"
+        groups = holders(self.header, "ConvolutionKernel", *macros)
+        return "\\".join(sorted({_text(group, "ConvolutionKernel") for group in groups}))
+
+    def thickness(self) -> float | None:
+        """SliceThickness in mm; None when absent or where frames differ."""
+        groups = holders(self.header, "SliceThickness", "PixelMeasuresSequence")
+        said = {numbers(group, "SliceThickness", 1) for group in groups}
+        return (said.pop() or (None,))[0] if len(said) == 1 else None
 
     def digest(self, keyword: str) -> str:
         """A digest of an attribute; empty when absent."""
@@ -367,9 +377,9 @@ class _Reader:
                 )
 
 
-def _text(source: Group, keyword: str) -> str:
+def _text(source: Group | None, keyword: str) -> str:
     """An attribute as text; the first of several values, empty when absent."""
-    value = source.get(keyword)
+    value = source.get(keyword) if source is not None else None
     if isinstance(value, MultiValue):
         value = value[0] if value else None
     return "" if value is None else str(value).strip(" \0")

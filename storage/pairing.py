@@ -28,7 +28,8 @@ class Pair:
         source: folder below the delivery that holds them, as it may be shown.
         studies: digests of the UIDs of studies and frames of reference.
         note: what was decided on the way and the reader should know; empty if nothing.
-        fingerprint: of the patient's files and everything that decides what is made of them.
+        fingerprint: of the patient's files and everything that decides what is made of them, but
+            for the patient's key: a copy under another name has the same.
     """
 
     patient: str
@@ -194,7 +195,7 @@ class _Planner:
             source=self.folder(s.path for series in (low, full) for s in series.slices),
             studies=_shared_uids(low, full),
             note="; ".join(notes),
-            fingerprint=self.fingerprint(patient, records),
+            fingerprint=self.fingerprint(records),
         )
 
     def ordered(
@@ -214,10 +215,10 @@ class _Planner:
                 bad[group[0].series, role] = refused
         return good, bad
 
-    def fingerprint(self, patient: str, records: Sequence[Record]) -> str:
-        """Changes when the patient's key or a file, the rules or the format change."""
+    def fingerprint(self, records: Sequence[Record]) -> str:
+        """Changes when a file of the patient, the rules or the format change."""
         files = sorted((r.instance, r.series, r.role, r.size, r.mtime_ns) for r in records)
-        return hashlib.sha256(json.dumps([self.basis, patient, files]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.basis, files]).encode()).hexdigest()
 
     def folder(self, paths: Iterable[str]) -> str:
         """The deepest folder that holds all of the files, as it may be shown."""

@@ -21,7 +21,7 @@ from storage.location import storage_errors
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code
 
-_VERSION = 4
+_VERSION = 5
 CHUNK = 250
 
 Chunk = Sequence[str]

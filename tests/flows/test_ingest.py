@@ -15,6 +15,7 @@ from flows.cluster import Workers
 from flows.ingest import ingest
 from flows.settings import ClusterSettings, IngestSettings
 from storage import upkeep
+from storage.conversion import Conversion
 from storage.errors import StorageError
 
 ONE = ClusterSettings(workers=1)
@@ -77,6 +78,16 @@ def test_the_same_source_again_makes_no_commit_and_starts_no_dask(home, source, 
     assert places.dataset().snapshot().entries == first
 
 
+def test_what_stands_in_the_catalog_is_not_read_again_though_nothing_is_remembered(
+    home, source, monkeypatch
+):
+    first = ingest(str(source), cluster=ONE)
+    shutil.rmtree(home / "scan")
+    monkeypatch.setattr(Conversion, "__call__", lambda *_: pytest.fail("pixels were read again"))
+    again = ingest(str(source), cluster=ONE)
+    assert (again.commit, again.unchanged) == (first.commit, 3)
+
+
 def test_a_copy_of_the_source_is_read_once_and_makes_no_commit(home, source, monkeypatch):
     ingest(str(source), cluster=ONE)
     copy = source.with_name("copy")
@@ -120,6 +131,23 @@ def test_a_copy_under_another_patients_name_is_refused_not_taken_for_the_first(
     copied = ingest(str(tmp_path / "b"), cluster=ONE)
     assert copied.unchanged == 0
     assert [(row.patient, row.code) for row in copied.refused] == [("L777", "duplicate_patient")]
+
+
+def test_a_refusal_of_pixels_is_of_its_patient_and_recalled_for_each(
+    home, tmp_path, series, monkeypatch
+):
+    for dose in ("Full Dose", "Low Dose"):
+        series("Anonymous", dose, slices=8).write(tmp_path / "a" / "L001" / dose)
+    refused = [("L001", "identical_doses")]
+    alone = ingest(str(tmp_path / "a"), cluster=ONE)
+    assert [(row.patient, row.code) for row in alone.refused] == refused
+    shutil.copytree(tmp_path / "a" / "L001", tmp_path / "a" / "L777")
+    refused.append(("L777", "identical_doses"))
+    copied = ingest(str(tmp_path / "a"), cluster=ONE)
+    assert [(row.patient, row.code) for row in copied.refused] == refused
+    shutil.rmtree(home / "scan" / "converted")
+    monkeypatch.setattr(Workers, "_open", lambda _: pytest.fail("a refused pair was read again"))
+    assert ingest(str(tmp_path / "a"), cluster=ONE) == copied
 
 
 def test_a_series_changed_in_place_is_noticed_and_named(home, source, pair):

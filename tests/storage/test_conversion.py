@@ -8,6 +8,7 @@ import pytest
 from storage.catalog import Row
 from storage.conversion import Memory
 from storage.location import Location
+from storage.pairing import Pair
 
 
 @pytest.mark.parametrize(("named", "recalled"), [((), False), (("volumes/A/1",), True)])
@@ -27,5 +28,6 @@ def test_an_old_volume_is_taken_up_only_if_a_commit_names_it(tmp_path, named, re
     )
     memory = Memory(tmp_path / "memory")
     memory.remember(row)
-    found = memory.recall("f", Location(tmp_path), named)
+    pair = Pair("A", None, None, "chest", None, "folder", (), "", "f")
+    found = memory.recall(pair, Location(tmp_path), named)
     assert found == (row if recalled else None)

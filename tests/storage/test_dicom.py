@@ -388,31 +388,32 @@ def test_an_enhanced_pair_enters_the_dataset(tmp_path, series, dataset, deliver)
     assert volume.positions == tuple(-50.0 + 3 * i for i in range(12))
 
 
-def group(file: Path, frame: int | None, macro: str, **attributes) -> None:
-    """Put attributes into a functional group of one frame, or into the one that all share."""
+def group(file: Path, frames: slice | None, macro: str, **attributes) -> None:
+    """Put attributes into a functional group of some frames, or into the one that all share."""
     image = pydicom.dcmread(file)
     holders = (
         image.SharedFunctionalGroupsSequence
-        if frame is None
-        else image.PerFrameFunctionalGroupsSequence[frame : frame + 1]
+        if frames is None
+        else image.PerFrameFunctionalGroupsSequence[frames]
     )
-    if macro not in holders[0]:
-        setattr(holders[0], macro, Sequence([Dataset()]))
-    for name, value in attributes.items():
-        setattr(holders[0][macro][0], name, value)
+    for holder in holders:
+        if macro not in holder:
+            setattr(holder, macro, Sequence([Dataset()]))
+        for name, value in attributes.items():
+            setattr(holder[macro][0], name, value)
     image.save_as(file)
 
 
 @pytest.mark.parametrize(
-    ("frame", "macro"),
+    ("frames", "macro"),
     [
         (None, "CTReconstructionSequence"),
-        (0, "CTReconstructionSequence"),
+        (slice(None), "CTReconstructionSequence"),
         (None, "UnassignedSharedConvertedAttributesSequence"),
     ],
 )
 def test_kernel_and_thickness_of_an_enhanced_pair_are_compared(
-    tmp_path, series, dataset, deliver, frame, macro
+    tmp_path, series, dataset, deliver, frames, macro
 ):
     for dose, kernel, thickness in (("full", "B30f", 3), ("low", "B50f", 5)):
         one = series("L001", dose, low=dose == "low", slices=12)
@@ -420,12 +421,27 @@ def test_kernel_and_thickness_of_an_enhanced_pair_are_compared(
         image = pydicom.dcmread(file)
         del image.SliceThickness
         image.save_as(file)
-        group(file, frame, macro, ConvolutionKernel=[kernel, "x"])
+        group(file, frames, macro, ConvolutionKernel=[kernel, "x"])
         group(file, None, "PixelMeasuresSequence", SliceThickness=thickness)
     (row,) = deliver(dataset, tmp_path / "source").admission.accepted
     assert row.kernel == "B30f"
     assert "kernels differ: low dose B50f, full dose B30f" in row.note
     assert "slice thickness differs: low dose 5 mm, full dose 3 mm" in row.note
+
+
+def test_frames_of_several_kernels_or_thicknesses_have_none(tmp_path, series, dataset, deliver):
+    for dose in ("full", "low"):
+        one = series("L001", dose, low=dose == "low", slices=12)
+        file = enhanced(one, tmp_path / "source" / dose) / "enhanced.dcm"
+        group(file, None, "CTReconstructionSequence", ConvolutionKernel="B30f")
+        measures = {"PixelSpacing": [0.7, 0.8], "SliceThickness": 3}
+        group(file, None, "PixelMeasuresSequence", **measures)
+    group(file, slice(7, 8), "CTReconstructionSequence", ConvolutionKernel="B50f")
+    group(file, slice(7, 8), "PixelMeasuresSequence", **measures | {"SliceThickness": 5})
+    (row,) = deliver(dataset, tmp_path / "source").admission.accepted
+    assert row.note == "kernels differ: low dose other, full dose B30f"
+    found = scan(file.parent, CohortRules(), Pseudonyms(), tmp_path / "another memory", map)
+    assert found.records[0].thickness is None
 
 
 def test_limits_are_settings(tmp_path, series):

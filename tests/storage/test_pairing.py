@@ -1,10 +1,15 @@
 """Low and full dose of one patient on one grid: stated rules for every other case."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from storage.cohort import CohortRules, PatientRule
+from storage.dicom import Limits
+from storage.pairing import plan
+from storage.pseudonym import Pseudonyms
+from storage.scan import scan
 
 
 def write(series, root, **of):
@@ -29,6 +34,25 @@ def test_both_doses_arrive_whole_and_where_they_lie(tmp_path, series, dataset, d
         "Siemens",
         0.25,
     )
+
+
+def test_fingerprints_are_those_of_the_datasets_that_exist(tmp_path, series):
+    """Another one makes every ingest after an upgrade read all pixels again."""
+    found = scan(
+        write(series, tmp_path / "source"), CohortRules(), Pseudonyms(), tmp_path / "memory", map
+    )
+    records = tuple(
+        replace(
+            record,
+            instance=str(record.frames[0].position),
+            series=record.role,
+            size=1000,
+            mtime_ns=5,
+        )
+        for record in found.records
+    )
+    (pair,) = plan(replace(found, records=records), CohortRules(), Limits(), Pseudonyms()).pairs
+    assert pair.fingerprint == "3eeca92bb1221e7dc2ad835029ec513f94464d3bda8c4abb6e8942248971bccf"
 
 
 @pytest.mark.parametrize(
