@@ -15,7 +15,6 @@ from flows.cluster import Workers
 from flows.ingest import ingest
 from flows.settings import ClusterSettings, IngestSettings
 from storage import upkeep
-from storage.conversion import Conversion
 from storage.errors import StorageError
 
 ONE = ClusterSettings(workers=1)
@@ -82,8 +81,8 @@ def test_what_stands_in_the_catalog_is_not_read_again_though_nothing_is_remember
     home, source, monkeypatch
 ):
     first = ingest(str(source), cluster=ONE)
-    shutil.rmtree(home / "scan")
-    monkeypatch.setattr(Conversion, "__call__", lambda *_: pytest.fail("pixels were read again"))
+    shutil.rmtree(home / "scan" / "converted")
+    monkeypatch.setattr(Workers, "_open", lambda _: pytest.fail("pixels were read again"))
     again = ingest(str(source), cluster=ONE)
     assert (again.commit, again.unchanged) == (first.commit, 3)
 
