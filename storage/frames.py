@@ -20,7 +20,7 @@ _ITEM = 8
 class Frame:
     """Where one image lies and how its stored values become HU.
 
-    Group:
+    Attributes:
         position: ImagePositionPatient in mm. None, as for the others, when absent or no numbers.
         orientation: ImageOrientationPatient, two direction cosines.
         spacing: PixelSpacing (row, column) in mm.
@@ -37,7 +37,7 @@ class Frame:
 class Stored:
     """How the pixels of a file are stored, and which bits and values are measurement.
 
-    Group:
+    Attributes:
         offset: byte at which uncompressed little-endian pixels begin; None where a decoder is
             to be asked.
         dtype: of such pixels, as `<i2`.
