@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# Prefect reads its settings when it is imported, which collecting these tests does.
-_PREFECT_HOME = tempfile.TemporaryDirectory(prefix="hqinet-prefect-", ignore_cleanup_errors=True)
-os.environ["PREFECT_HOME"] = _PREFECT_HOME.name
+# `flows` enters a home when it is imported, which collecting these tests does.
+_HOME = tempfile.TemporaryDirectory(prefix="hqinet-tests-", ignore_cleanup_errors=True)
+os.environ["HQINET_HOME"] = _HOME.name
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 HQINET = Path(sys.executable).with_name("hqinet")
 Pair = Callable[..., Path]

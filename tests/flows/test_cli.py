@@ -23,6 +23,11 @@ def ingested(command, tiny_cohort) -> dict:
     return command.json("ingest", tiny_cohort, "--cohort", "tiny")
 
 
+@pytest.fixture(scope="module")
+def trained(command, ingested, tiny_recipe) -> dict:
+    return command.json("train", "--recipe", tiny_recipe)
+
+
 def test_ingest_prints_what_it_did(ingested):
     assert ingested["commit"] == 1
     assert ingested["unchanged"] == 0
@@ -61,8 +66,7 @@ def test_dataset_upkeep(command, ingested, tmp_path):
     assert command.json("dataset", "splits", "import", splits) == {"commit": 1, "moved": []}
 
 
-def test_train_evaluate_promote_and_models(command, ingested, tiny_recipe):
-    trained = command.json("train", "--recipe", tiny_recipe)
+def test_train_evaluate_promote_and_models(command, trained):
     assert trained["commit"] == 1
     evaluated = command.json("evaluate", "--model", trained["model"])
     assert Path(evaluated["report"], "report.html").is_file()
@@ -95,7 +99,7 @@ def test_alone_it_brings_its_own_server_and_writes_nothing_outside_the_home(
         (("dataset", "rollback", 42), "42"),
     ],
 )
-def test_a_users_mistake_is_one_line(command, ingested, arguments, says):
+def test_a_users_mistake_is_one_line(command, trained, arguments, says):
     done = command(*arguments)
     assert done.returncode == 1, done.stdout
     assert done.stdout == ""
