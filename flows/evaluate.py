@@ -181,11 +181,14 @@ def evaluated(version: ModelVersion, snapshot: Snapshot, split: str) -> pd.DataF
 
 
 def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | None:
-    """The `summary.json` of an evaluation made before; None where there was none."""
+    """The `summary.json` of an evaluation made before; None where there was none, or half of it."""
     with tempfile.TemporaryDirectory(dir=places.scratch()) as folder:
-        artifact = f"{_artifact(commit, split)}/summary.json"
+        artifact = f"{_artifact(commit, split)}/{report.SUMMARY}"
         path = places.registry().fetch(run, artifact, Path(folder))
-        return None if path is None else json.loads(path.read_text())
+        try:
+            return None if path is None else json.loads(path.read_text("utf-8"))
+        except ValueError:  # a kill while it was stored
+            return None
 
 
 def tabulate(results: list[PatientResult]) -> pd.DataFrame:
@@ -215,7 +218,9 @@ def write_report(
     folder = Settings().reports / name
     patients = report.write(evaluation, folder)
     registry = places.registry()
-    registry.log_file(version.run, folder, _artifact(snapshot.commit, split))
+    # The summary goes last: with it the evaluation is complete.
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == report.SUMMARY):
+        registry.log_file(version.run, file, _artifact(snapshot.commit, split))
     numbers = _means(patients, split)
     registry.log_metrics(version.run, [(snapshot.commit, numbers)], version.logged)
     registry.tag_version(version.version, {f"evaluated_{split}": str(snapshot.commit)})

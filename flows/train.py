@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger, task
@@ -76,9 +77,7 @@ def open_run(recipe: str, overrides: list[str], commit: int | None, settings: Tr
     registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
     job = Job(run=run, commit=snapshot.commit, recipe=loaded, device=settings.device)
     job.folder.mkdir(parents=True)
-    file = job.folder / "run.json"
-    file.write_text(job.model_dump_json(indent=1))
-    registry.log_file(run, file)
+    registry.log_file(run, write_job(job))
     return job
 
 
@@ -90,8 +89,16 @@ def reopen_run(run: str, settings: TrainSettings) -> Job:
     if not file.exists():
         raise TrainingError(f"run {run} left no folder here; resume it on the machine it ran on")
     job = Job.model_validate_json(file.read_text()).model_copy(update={"device": settings.device})
-    file.write_text(job.model_dump_json(indent=1))
+    write_job(job)
     return job
+
+
+def write_job(job: Job) -> Path:
+    """Write the job into its folder, whole or not at all: without it nothing resumes the run."""
+    file = job.folder / "run.json"
+    draft = file.with_suffix(".draft")
+    draft.write_text(job.model_dump_json(indent=1))
+    return draft.replace(file)
 
 
 def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:

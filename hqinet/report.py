@@ -29,6 +29,7 @@ PAPER = {
 }
 """Table I of Lu et al. 2021, low dose and HQINet."""
 
+SUMMARY = "summary.json"
 BYTES_FOR_IMAGES = 18_000_000
 """Of PNG in one report, so that with base64 and tables a report stays under 30 MB."""
 
@@ -63,7 +64,7 @@ def write(evaluation: Evaluation, folder: Path) -> pd.DataFrame:
     summary = summarise(evaluation, patients)
     per_slice.to_parquet(folder / "per_slice.parquet", index=False)
     patients.to_csv(folder / "per_patient.csv", index=False)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), "utf-8")
     (folder / "report.html").write_text(_page(evaluation, patients, summary), encoding="utf-8")
     return patients
 

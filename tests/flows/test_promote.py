@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from flows import lineage, places
 from flows.evaluate import EvaluationError, compare, evaluate, evaluation_summary
 from flows.ingest import ingest
 from flows.promote import PromotionError, promote, rollback_promotion
+from flows.settings import Settings
 from storage.registry import DatasetInputs
 from storage.upkeep import import_splits
 
@@ -79,6 +81,17 @@ def test_who_was_not_evaluated_here_is_refused_and_told_how(champion):
     assert result.verdict == "refused"
     assert f"hqinet evaluate --model {version}" in result.reasons[0]
     assert places.registry().champion().version == champion
+
+
+def test_an_evaluation_that_was_killed_while_its_summary_was_stored_counts_as_none(champion):
+    version = register(0.5)
+    evaluate(str(version))
+    run = places.registry().version(version).run
+    (stored,) = Path(Settings().home).rglob(f"{run}/artifacts/evaluation/*/summary.json")
+    stored.write_bytes(stored.read_bytes()[:1000])
+    assert f"hqinet evaluate --model {version}" in promote(version).reasons[0]
+    evaluate(str(version))
+    assert "hqinet evaluate" not in str(promote(version).reasons)
 
 
 def test_an_equal_one_is_refused(champion):
