@@ -15,7 +15,11 @@ from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import (
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
@@ -136,11 +140,8 @@ class Registry:
             monitor.finish()
 
     def log_file(self, run: str, path: Path, folder: str = "") -> None:
-        """Store a file, or all that a folder holds, with the run."""
-        if path.is_dir():
-            self._client.log_artifacts(run, str(path), folder or None)
-        else:
-            self._client.log_artifact(run, str(path), folder or None)
+        """Store a file with the run."""
+        self._client.log_artifact(run, str(path), folder or None)
 
     def fetch(self, run: str, path: str, into: Path) -> Path | None:
         """Bring an artifact of a run to local disk; None where the run has none of that name."""
@@ -169,8 +170,6 @@ class Registry:
         """
         known = next((row.version for row in self.versions() if row.run == run), None)
         if known is not None:
-            # A kill between version and tags must not leave a version without lineage.
-            self.tag_version(known, tags)
             return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 
@@ -181,12 +180,22 @@ class Registry:
                 serialization_format="pt2",
                 signature=SIGNATURE,
                 input_example=example,
-                registered_model_name=MODEL,
                 pip_requirements=["torch"],
             )
-        version = int(logged.registered_model_version)
-        self.tag_version(version, {LOGGED: logged.model_id, **tags})
-        return version
+        try:
+            self._client.create_registered_model(MODEL)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise _trouble(error) from error
+        # With its tags at once: no kill leaves a version without lineage.
+        created = self._client.create_model_version(
+            MODEL,
+            logged.model_uri,
+            run,
+            tags={LOGGED: logged.model_id, **tags},
+            model_id=logged.model_id,
+        )
+        return int(created.version)
 
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""

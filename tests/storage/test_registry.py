@@ -71,6 +71,23 @@ def test_versions_are_found_by_number_alias_and_newest(registry, version):
     assert registry.champion().tags["recipe"] == "demo"
 
 
+def test_a_version_is_born_with_its_lineage_and_silently(tmp_path, capfd, monkeypatch):
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", (tmp_path / "artifacts").as_uri())
+    monkeypatch.setattr(registry, "tag_version", None)
+    example = np.zeros((2, 3, 16, 24), np.float32)
+    capfd.readouterr()
+    for number in (1, 2):
+        run = registry.start("trial", {}, INPUTS)
+        assert registry.register(run, Middle().eval(), example, {"recipe": "fast"}) == number
+        assert registry.version(number).tags["recipe"] == "fast"
+        assert registry.version(number).logged
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_has_one_version(registry, run, version):
+    assert registry.register(run, None, None, {}) == version
+
+
 def test_what_is_not_there_is_named(registry, version):
     with pytest.raises(RegistryError, match="99"):
         registry.version(99)
@@ -86,10 +103,8 @@ def test_an_empty_registry_says_what_to_do(tmp_path):
 
 
 def test_artifacts_come_back(registry, run, tmp_path):
-    folder = tmp_path / "report"
-    folder.mkdir()
-    (folder / "a.csv").write_text("x\n1\n")
-    registry.log_file(run, folder, "evaluation/commit-3-test")
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    registry.log_file(run, tmp_path / "a.csv", "evaluation/commit-3-test")
     path = registry.fetch(run, "evaluation/commit-3-test/a.csv", tmp_path / "back")
     assert path.read_text() == "x\n1\n"
     assert registry.fetch(run, "evaluation/commit-9-test/a.csv", tmp_path / "back") is None
