@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hqinet.errors import HqinetError
+from hqinet.intensity import AIR_HU
 from hqinet.noise import noise_level
-from hqinet.recipe import HU_OFFSET
 from hqinet.sampling import (
     Batch,
     Draw,
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 """First sample number and how many."""
-AIR_HU = -HU_OFFSET
 DEVICE_SHARE = 0.4
 """Of the free device memory that volumes may take; the rest is the network's."""
 MEMORY_SHARE = 0.6

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hqinet.errors import HqinetError
+from hqinet.intensity import HU_RANGE, denormalise, normalise
 from hqinet.noise import noise_level
-from hqinet.recipe import HU_RANGE
-from hqinet.sampling import SliceStack, denormalise, normalise
+from hqinet.sampling import SliceStack
 
 HUModel = Callable[[Tensor], Tensor]
 """Three-slice windows (n, 3, h, w) float32 HU to the restored middle slices (n, 1, h, w) HU."""

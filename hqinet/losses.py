@@ -59,7 +59,7 @@ def restoration_loss(recipe: LossRecipe, restored: Tensor, full: Tensor, noise: 
     `recipe.window` both images are clipped to that display window first, and errors count in
     window widths.
 
-    `restored`, `full`: (n, 1, h, w) in [0, 1] (see `hqinet.sampling.normalise`); `noise`: (n,) in
+    `restored`, `full`: (n, 1, h, w) in [0, 1] (see `hqinet.intensity.normalise`); `noise`: (n,) in
     the same unit; returns (n,) float32.
     """
     restored, full = restored.float(), full.float()

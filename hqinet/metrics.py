@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hqinet.intensity import HU_RANGE
 from hqinet.scene import (
     BINS,
     SSIM_SIZE,
@@ -88,14 +89,9 @@ class Metric:
     source: str
 
 
-def normalise(hu: Tensor) -> Tensor:
-    """HU to the paper's range: (HU + 1024) / 4095."""
-    return (hu + 1024) / 4095
-
-
 def l1(c: Comparison) -> Tensor:
     """Mean absolute difference over the paper's range."""
-    return c.error.abs().mean((1, 2)) / 4095
+    return c.error.abs().mean((1, 2)) / HU_RANGE
 
 
 def nmse(c: Comparison) -> Tensor:

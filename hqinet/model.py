@@ -1,7 +1,7 @@
 """HQINet (Lu et al. 2021): three low-dose slices in, the middle full-dose slice out.
 
 A network here is a module `(windows, noise) -> restored`: `windows` (n, 3, h, w) float32, three
-successive low-dose slices in [0, 1] (`hqinet.sampling.normalise`); `noise` (n,) float32, the noise
+successive low-dose slices in [0, 1] (`hqinet.intensity.normalise`); `noise` (n,) float32, the noise
 level of the middle slice in the same unit; `restored` (n, 1, h, w). `build` makes one from a
 recipe. `hqinet.inference.Restorer` puts HU and the noise estimate around it.
 """

@@ -12,10 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from hqinet.errors import HqinetError
+from hqinet.intensity import HU_OFFSET, HU_RANGE
 
-HU_OFFSET = 1024
-HU_RANGE = 4095
-"""Intensities are `(HU + HU_OFFSET) / HU_RANGE`; the paper's table fits this range."""
 SSIM_SIZE = 11
 """Pixels a side of the windows of the loss's structural similarity."""
 SMALLEST_OF_REDCNN = 21

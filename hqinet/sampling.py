@@ -6,21 +6,21 @@ and on `number` alone, never on the batch, the feed, the rank or how often a run
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hqinet.intensity import HU_RANGE, normalise
 from hqinet.noise import FLOOR_HU, whiten
-from hqinet.recipe import HU_OFFSET, HU_RANGE, SamplingRecipe
+from hqinet.recipe import SamplingRecipe
 
 _STREAMS = {"sample": 0, "slice": 1, "order": 2}
 """Second word of Philox's key: independent streams of numbers under one seed."""
 _UNIFORMS = 8
 _UNIFORMS_PER_COUNT = 4
-_Intensity = TypeVar("_Intensity", Tensor, NDArray[np.float32])
 
 
 class SliceStack(Protocol):
@@ -60,16 +60,6 @@ class VolumePair:
     def matrix(self) -> tuple[int, int]:
         """Rows and columns."""
         return int(self.low.shape[1]), int(self.low.shape[2])
-
-
-def normalise(hu: _Intensity) -> _Intensity:
-    """HU to the network's intensity: [-1024, 3071] to [0, 1]."""
-    return (hu + HU_OFFSET) / HU_RANGE
-
-
-def denormalise(intensity: _Intensity) -> _Intensity:
-    """Undo `normalise`: intensity to HU."""
-    return intensity * HU_RANGE - HU_OFFSET
 
 
 def window_slices(middle: int, slices: int) -> tuple[int, int, int]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from hqinet.intensity import HU_OFFSET, HU_RANGE
+
 TISSUES: dict[str, tuple[float, float]] = {
     "lung": (-950.0, -700.0),
     "fat": (-140.0, -40.0),
@@ -97,13 +99,13 @@ class Scene:
     @cached_property
     def energy(self) -> Tensor:
         """Of the reference over the paper's range, HU^2 summed: (n,)."""
-        above = self.full + 1024
+        above = self.full + HU_OFFSET
         return dot(above, above)
 
     @cached_property
     def peak(self) -> Tensor:
         """The reference's maximum over the paper's range, HU: (n,)."""
-        return self.full.amax((1, 2)) + 1024
+        return self.full.amax((1, 2)) + HU_OFFSET
 
     @cached_property
     def noise_moments(self) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,7 @@ def box_fold(x: Tensor, size: int, fold: Callable[[Tensor, Tensor], Tensor]) -> 
 
 def grey_levels(hu: Tensor) -> Tensor:
     """Index of the histogram bin of each pixel: BINS equal bins over -1024..3071 HU, int32."""
-    return ((hu + 1024) * (BINS / 4095)).int().clamp_(0, BINS - 1)
+    return ((hu + HU_OFFSET) * (BINS / HU_RANGE)).int().clamp_(0, BINS - 1)
 
 
 def find_edges(slope: tuple[Tensor, Tensor], body: Tensor, share: float = 0.05) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hqinet.feed import read_window
 from hqinet.inference import Restorer
-from hqinet.recipe import HU_RANGE
+from hqinet.intensity import HU_RANGE
 from hqinet.sampling import VolumePair
 
 Image = NDArray[np.float32]

@@ -22,7 +22,6 @@ class Role(StrEnum):
 
     LOW = "low"
     FULL = "full"
-    PROJECTIONS = "projections"
     AMBIGUOUS = "ambiguous"
     UNKNOWN = "unknown"
 

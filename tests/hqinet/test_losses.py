@@ -5,8 +5,9 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from hqinet.intensity import HU_RANGE, normalise
 from hqinet.losses import restoration_loss, ssim
-from hqinet.recipe import HU_RANGE, LossRecipe
+from hqinet.recipe import LossRecipe
 
 
 def images(n: int = 3, rows: int = 40, columns: int = 37) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,13 +71,13 @@ def test_window_clips_both_and_counts_in_window_widths() -> None:
     full = torch.tensor([[-900.0, -50.0, 140.0, 200.0]]).view(1, 1, 1, 4)
     recipe = LossRecipe(l1=1, window=(40, 400))
     noise = torch.tensor([20 / HU_RANGE])
-    loss = restoration_loss(recipe, (hu + 1024) / HU_RANGE, (full + 1024) / HU_RANGE, noise)
+    loss = restoration_loss(recipe, normalise(hu), normalise(full), noise)
     # Clipped to [-160, 240]: errors of 0, 50, 100 and 40 HU.
     assert loss.item() == pytest.approx(190 / 4 / 400, rel=1e-4)
     in_noise = restoration_loss(
         recipe.model_copy(update={"per_noise": True}),
-        (hu + 1024) / HU_RANGE,
-        (full + 1024) / HU_RANGE,
+        normalise(hu),
+        normalise(full),
         noise,
     )
     assert in_noise.item() == pytest.approx(190 / 4 / 20, rel=1e-4)

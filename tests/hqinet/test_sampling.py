@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from hqinet.intensity import denormalise, normalise
 from hqinet.noise import noise_level
 from hqinet.recipe import SamplingRecipe
 from hqinet.sampling import (
     Batch,
     SampleOrder,
     VolumePair,
-    denormalise,
-    normalise,
     prepare,
     window_slices,
 )
@@ -34,18 +33,6 @@ def pairs(*shapes: tuple[int, int, int]) -> list[VolumePair]:
 
 def order(*shapes: tuple[int, int, int], seed: int = 0, **recipe: Any) -> SampleOrder:
     return SampleOrder(SamplingRecipe(**{"batch": 8, **recipe}), pairs(*shapes), seed)
-
-
-def test_normalise_maps_the_range_of_ct_to_the_unit_interval_and_back() -> None:
-    hu = np.array([-1024, 0, 3071], np.float32)
-    np.testing.assert_allclose(normalise(hu), [0, 1024 / 4095, 1])
-    np.testing.assert_allclose(denormalise(normalise(hu)), hu, atol=1e-3)
-
-
-@given(hu=st.floats(-3024, 4000))
-def test_denormalise_undoes_normalise(hu: float) -> None:
-    there_and_back = denormalise(normalise(torch.tensor(hu, dtype=torch.float64)))
-    assert there_and_back.item() == pytest.approx(hu, abs=1e-9)
 
 
 def test_windows_repeat_the_edge_slice() -> None:
