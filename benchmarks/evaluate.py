@@ -26,7 +26,8 @@ from sklearn.metrics import mutual_info_score
 
 from hqinet import phantom
 from hqinet.evaluation import threads
-from hqinet.inference import Restorer, restore
+from hqinet.export import deployable
+from hqinet.inference import restore
 from hqinet.metrics import measure
 from hqinet.model import build
 from hqinet.recipe import load_recipe
@@ -137,9 +138,9 @@ def main() -> None:
     )
     project = seconds(lambda: ours(low, full, body)) / options.slices
     scipy = seconds(lambda: peers(low[few], full[few], body[few]), 1) / options.peer_slices
-    network = build(load_recipe("paper").model, 0).eval()
+    model = deployable(build(load_recipe("paper").model, 0)).to(memory_format=torch.channels_last)
     stack = low[:4].to(torch.int16).numpy()
-    restoring = seconds(lambda: list(restore(Restorer(network), stack)), 1) / 4
+    restoring = seconds(lambda: list(restore(model, stack))) / 4
     print(f"{torch.get_num_threads()} threads; largest relative difference to the peer {worst:.1e}")
     print(f"project            {1e3 * project:8.1f} ms a slice, body given")
     print(

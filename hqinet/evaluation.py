@@ -1,7 +1,7 @@
 """One patient judged: restored slice by slice, measured, and the slices worth looking at kept."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hqinet.inference import HUModel, restore
+from hqinet.inference import HUModel, pieces, restore
 from hqinet.metrics import measure
 from hqinet.sampling import VolumePair
 from hqinet.scene import Scene, set_scene
@@ -68,7 +68,7 @@ def evaluate_patient(
                 for slices in (pair.low[start:stop], pair.full[start:stop], restored)
             )
             measured = pool.map(
-                partial(_measure_slices, pair.anatomy), *(_pieces(x) for x in (full, low, image))
+                partial(_measure_slices, pair.anatomy), *(pieces(x) for x in (full, low, image))
             )
             for scene, images in measured:
                 for name, (shown, values) in images.items():
@@ -92,11 +92,6 @@ def _measure_slices(
         name: (image, {key: value.numpy() for key, value in measure(image, scene).items()})
         for name, image in images.items()
     }
-
-
-def _pieces(slices: Tensor) -> Sequence[Tensor]:
-    """Single slices on the CPU, where one fits a core's cache; all at once on a GPU."""
-    return slices.split(1) if slices.device.type == "cpu" else [slices]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Whole volumes restored in HU, a few slices at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ def restore(
     for first in range(0, slices, batch):
         windows = read_windows(low, first, min(first + batch, slices))
         with torch.inference_mode():
-            restored = model(torch.from_numpy(windows).to(device).float()).float().cpu()
+            parts = pieces(torch.from_numpy(windows).to(device).float())
+            restored = torch.cat([model(part).float().cpu() for part in parts])
         expected = (len(windows), 1, *low.shape[1:])
         if tuple(restored.shape) != expected:
             raise InferenceError(
@@ -54,6 +55,11 @@ def restore(
         if not restored.isfinite().all():
             raise InferenceError(f"slices from {first}: the model returned NaN or infinity")
         yield first, restored[:, 0].numpy()
+
+
+def pieces(slices: Tensor) -> Sequence[Tensor]:
+    """Single slices on the CPU, whose caches hold no more; all at once on a GPU."""
+    return slices.split(1) if slices.device.type == "cpu" else [slices]
 
 
 def read_windows(stack: SliceStack, first: int, stop: int) -> NDArray[np.int16]:
