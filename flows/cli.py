@@ -17,6 +17,7 @@ import typer
 from flows import cli_dataset
 from flows import home as homes
 from flows.options import Commit, Home, Json, enter
+from flows.server import require_server
 
 if TYPE_CHECKING:
     from flows.settings import IngestSettings
@@ -42,6 +43,10 @@ CohortFile = Annotated[
 ]
 RECIPES = "paper, fast, demo, redcnn, or a TOML file"
 RecipeName = Annotated[str, typer.Option("--recipe", help=f"{RECIPES}.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="TOML on top of the recipe, as `model.width=0.25`; repeatable."),
+]
 PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
 Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
 
@@ -64,7 +69,7 @@ def ingest(
     from flows import ingest as flow
     from flows import printing
 
-    with quiet():
+    with orchestrated():
         result = flow.ingest(str(source), cohort, ingest_settings(cohort_file)).model_dump()
     printing.answer(result, printing.print_ingest, as_json=as_json)
     leave(refused=strict and bool(result["refused"]))
@@ -75,10 +80,7 @@ def train(
     recipe: Annotated[str | None, typer.Option(help=f"{RECIPES}; default: fast.")] = None,
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="TOML on top of the recipe, as `model.width=0.25`; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +91,7 @@ def train(
     from flows import printing
     from flows import train as flow
 
-    with quiet():
+    with orchestrated():
         result = flow.train(recipe or "fast", commit, resume, overrides or []).model_dump()
     printing.answer(result, printing.print_training, as_json=as_json)
 
@@ -107,7 +109,7 @@ def evaluate(
     from flows import evaluate as flow
     from flows import printing
 
-    with quiet():
+    with orchestrated():
         result = flow.evaluate(model, commit, split).model_dump()
     printing.answer(result, printing.print_evaluation, as_json=as_json)
 
@@ -128,7 +130,7 @@ def promote(
     from flows import printing
     from flows import promote as flow
 
-    with quiet():
+    with orchestrated():
         result = flow.rollback_promotion() if rollback else flow.promote(candidate, commit, policy)
     printing.answer(result.model_dump(), printing.print_verdict, as_json=as_json)
     leave(refused=result.verdict == "refused")
@@ -141,6 +143,7 @@ def pipeline(
     cohort_file: CohortFile = None,
     recipe: RecipeName = "fast",
     policy: PolicyName = "default",
+    overrides: Overrides = None,
     strict: Strict = False,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
@@ -151,8 +154,10 @@ def pipeline(
     from flows import printing
 
     settings = ingest_settings(cohort_file)
-    with quiet():
-        result = flow.pipeline(str(source), cohort, recipe, policy, settings).model_dump()
+    with orchestrated():
+        result = flow.pipeline(
+            str(source), cohort, recipe, policy, overrides or [], settings
+        ).model_dump()
     printing.answer(result, printing.print_pipeline, as_json=as_json)
     refused = bool(result["ingest"]["refused"]) or result["promote"]["verdict"] == "refused"
     leave(refused=strict and refused)
@@ -165,7 +170,7 @@ def demo(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     from flows import demo as flow
     from flows import printing
 
-    with quiet():
+    with orchestrated():
         result = flow.demo().model_dump()
     if not as_json:
         printing.print_line(flow.NOTICE)
@@ -259,6 +264,14 @@ def ingest_settings(cohort_file: Path | None) -> "IngestSettings":
 
     settings = Settings().ingest
     return settings.model_copy(update={"cohort_file": cohort_file}) if cohort_file else settings
+
+
+@contextmanager
+def orchestrated() -> Iterator[None]:
+    """Flows run in here: their server is there, and standard output is left to the result."""
+    with quiet():
+        require_server()
+        yield
 
 
 @contextmanager

@@ -207,10 +207,13 @@ def import_splits(
         printing.print_line(f"commit {snapshot.commit}: {len(moves)} moved")
 
 
+_REFUSAL = ["cohort", "source", "patient", "code", "reason", "files"]
+
+
 def shown(snapshot: "Snapshot") -> dict[str, Any]:
     """A commit as `hqinet dataset show --json` prints it."""
     rows = snapshot.rows
-    refused = rows.loc[rows["status"] == "refused", ["source", "patient", "code", "reason"]]
+    refused = rows.loc[rows["status"] == "refused", _REFUSAL]
     refused = refused.astype(object).where(refused.notna(), None)
     return {
         "commit": snapshot.commit,

@@ -25,6 +25,7 @@ def environment(home: Path) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "DASK_CONFIG": str(home / "cache" / "dask"),
+        "DASK_TEMPORARY_DIRECTORY": str(home / "scratch"),
         "MPLCONFIGDIR": str(home / "cache" / "matplotlib"),
         "TORCHINDUCTOR_CACHE_DIR": str(home / "cache" / "torch"),
         "TRITON_CACHE_DIR": str(home / "cache" / "triton"),

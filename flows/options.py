@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows import home as homes
-from flows.orphans import end_orphans
+from flows.server import end_orphans
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="HQINET_HOME", help="Everything that a run leaves.")

@@ -14,7 +14,9 @@ from flows.settings import (
     Settings,
     TrainSettings,
 )
-from flows.train import TrainResult, train
+from flows.train import NO_OVERRIDES, TrainResult, train
+from hqinet.gate import load_policy
+from hqinet.recipe import load_recipe
 
 DEFAULTS = Settings()
 
@@ -29,11 +31,12 @@ class PipelineResult(BaseModel):
 
 
 @flow(name="pipeline")
-def pipeline(
+def pipeline(  # noqa: PLR0913, PLR0917 - a form on Prefect's page
     source: str,
     cohort: str | None = None,
     recipe: str = "fast",
     policy: str = "default",
+    overrides: list[str] = NO_OVERRIDES,
     ingest_settings: IngestSettings = DEFAULTS.ingest,
     cluster: ClusterSettings = DEFAULTS.cluster,
     train_settings: TrainSettings = DEFAULTS.train,
@@ -46,18 +49,22 @@ def pipeline(
         cohort: Name of the delivery; the folder's name if empty.
         recipe: Name of a recipe or a TOML file.
         policy: Name of a promotion policy or a TOML file.
+        overrides: Lines of TOML on top of the recipe, as `model.width = 0.25`.
         ingest_settings: How the cohort is read, checked and split.
         cluster: Where Dask runs.
         train_settings: How training uses the machine.
         evaluate_settings: How volumes are restored.
     """
+    # A mistake in either is better known before hours of training than after.
+    load_recipe(recipe, *overrides)
+    load_policy(policy)
     ingested = ingest(source, cohort, ingest_settings, cluster)
     if not places.dataset().snapshot(ingested.commit).patients(SPLIT):
         raise EvaluationError(
             f"commit {ingested.commit} has no patient in the {SPLIT} split to judge a model on; "
             "ingest more patients, or move one with `hqinet dataset splits import`"
         )
-    trained = train(recipe, ingested.commit, settings=train_settings)
+    trained = train(recipe, ingested.commit, overrides=overrides, settings=train_settings)
     evaluated = evaluate(str(trained.model), ingested.commit, SPLIT, policy, evaluate_settings)
     promoted = promote(trained.model, ingested.commit, policy)
     return PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)

@@ -53,6 +53,8 @@ def print_ingest(result: dict[str, Any]) -> None:
     print_refused(result["refused"])
     for patient, note in result["notes"].items():
         print_line(f"{patient}: {note}")
+    if not (result["accepted"] or result["refused"] or result["unchanged"]):
+        print_line("no CT images were found in the source")
     if result["skipped"]:
         left = ", ".join(f"{count} {kind}" for kind, count in sorted(result["skipped"].items()))
         print_line(f"files left aside: {left}")
@@ -67,6 +69,11 @@ def print_ingest(result: dict[str, Any]) -> None:
 def print_training(result: dict[str, Any]) -> None:
     """The run and version of a training."""
     print_line(f"model version {result['model']}: run {result['run']}, commit {result['commit']}")
+    if result["steps"] < result["planned"]:
+        print_line(
+            f"schedule.max_minutes ended training after {result['steps']} of {result['planned']} "
+            "steps: a quicker machine, or more minutes, would do better"
+        )
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
@@ -92,12 +99,19 @@ def print_verdict(result: dict[str, Any]) -> None:
                 for row in result["rules"]
             ),
         )
-    print_line(f"model version {result['candidate']}: {result['verdict']}")
+    if result["verdict"] == "rolled back":
+        print_line(
+            f"model version {result['champion']}: rolled back; "
+            f"version {result['candidate']} is champion again"
+        )
+    else:
+        print_line(f"model version {result['candidate']}: {result['verdict']}")
 
 
 def print_pipeline(result: dict[str, Any]) -> None:
     """What each step of a pipeline did; the patients and the report come last."""
     print_ingest(result["ingest"])
+    print_training(result["train"])
     print_verdict(result["promote"])
     print_evaluation(result["evaluate"])
 
@@ -119,7 +133,17 @@ def print_refused(refused: Sequence[dict[str, Any]]) -> None:
     """What was refused, and why."""
     if refused:
         keys = ("source", "patient", "code", "reason")
-        print_table("Refused", keys, ([row[key] for key in keys] for row in refused))
+        print_table(
+            "Refused",
+            (*keys, "files"),
+            ([*(row[key] for key in keys), _files(row)] for row in refused),
+        )
+
+
+def _files(row: dict[str, Any]) -> str:
+    """The first of the files that show what is wrong, below the source."""
+    first, *others = [name.removeprefix(f"{row['source']}/") for name in row["files"]] or [""]
+    return f"{first} and {len(others)} more" if others else first
 
 
 def print_patients(rows: Sequence[dict[str, Any]]) -> None:

@@ -39,7 +39,7 @@ class Display:
 
     def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         """Take note of a step."""
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        numbers = f"loss {metrics['loss']:.4g}  {metrics['samples_per_second']:.0f} samples/s"
         self._bar.update(self._task, completed=step, total=steps, numbers=numbers)
         if step >= steps or monotonic() - self._updated > SECONDS_BETWEEN_UPDATES:
             update_progress_artifact(artifact_id=self._artifact, progress=100 * step / steps)

@@ -159,7 +159,9 @@ def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
         f"{outcome.figure} ({outcome.required})"
         for outcome in verdict.outcomes
     }
-    places.registry().tag_version(entry.candidate, tags)
+    # Who could not be judged here keeps the verdict of where it was.
+    if verdict.judged or "verdict" not in places.registry().version(entry.candidate).tags:
+        places.registry().tag_version(entry.candidate, tags)
     create_markdown_artifact(
         key="promotion",
         markdown=_markdown(verdict),

@@ -18,12 +18,12 @@ from flows import lineage, places, training_job
 from flows.progress import Display
 from flows.settings import Settings, TrainSettings
 from flows.training_job import Job
-from hqinet.checkpoint import load_network
+from hqinet.checkpoint import load_checkpoint, load_network
 from hqinet.errors import HqinetError
 from hqinet.export import deployable, example_windows
 from hqinet.recipe import Recipe, load_recipe
-from hqinet.stopping import TrainingError
-from hqinet.training import BEST
+from hqinet.stopping import TrainingError, TrainingInterruptedError
+from hqinet.training import BEST, CHECKPOINT
 from storage.provenance import code_version
 from storage.registry import DatasetInputs
 
@@ -36,12 +36,17 @@ class LostProcessError(HqinetError):
 
 
 class TrainResult(BaseModel):
-    """What `hqinet train --json` prints."""
+    """What `hqinet train --json` prints.
+
+    `steps` are those made, `planned` those of the schedule, which `max_minutes` may cut short.
+    """
 
     run: str
     model: int
     commit: int
     recipe: str
+    steps: int
+    planned: int
 
 
 @flow(name="train")
@@ -126,6 +131,10 @@ def fit(job: Job, processes: int) -> None:
     except KeyboardInterrupt:
         places.registry().finish(job.run, "KILLED")
         raise
+    except TrainingInterruptedError as error:
+        places.registry().finish(job.run, "KILLED")
+        message = f"{error}: `hqinet train --resume {job.run}`"
+        raise TrainingInterruptedError(message) from error
     except Exception:
         places.registry().finish(job.run, "FAILED")
         raise
@@ -134,7 +143,8 @@ def fit(job: Job, processes: int) -> None:
 def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     """Run the job under torchrun, one process a device; SIGTERM is handed on to all of them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "flows.training_job"]
+    command += [f"--nproc-per-node={processes}", f"--log-dir={job.folder / 'ranks'}"]
+    command += ["-m", "flows.training_job"]
     command += [str(job.folder / "run.json"), str(artifact)]
     error = job.folder / training_job.ERROR
     error.unlink(missing_ok=True)
@@ -161,11 +171,20 @@ def register(job: Job) -> TrainResult:
     registry = places.registry()
     snapshot = places.dataset().snapshot(job.commit)
     network, _ = load_network(job.folder / BEST)
+    steps = load_checkpoint(job.folder / CHECKPOINT)["step"]
+    _, planned = job.recipe.steps(sum(row.slices for row in snapshot.patients("train")))
     tags = lineage.tags(snapshot, job.recipe.name)
     version = registry.register(job.run, deployable(network), example_windows().numpy(), tags)
     registry.finish(job.run)
     get_run_logger().info("run %s is model version %d", job.run, version)
-    return TrainResult(run=job.run, model=version, commit=snapshot.commit, recipe=job.recipe.name)
+    return TrainResult(
+        run=job.run,
+        model=version,
+        commit=snapshot.commit,
+        recipe=job.recipe.name,
+        steps=steps,
+        planned=planned,
+    )
 
 
 def flatten(recipe: Recipe) -> dict[str, object]:

@@ -85,6 +85,11 @@ class Verdict(BaseModel):
         return Verdict(passed=False, outcomes=[*self.outcomes, outcome])
 
     @property
+    def judged(self) -> bool:
+        """Whether there was anything to judge; False where an evaluation is missing."""
+        return len(self.outcomes) > 1
+
+    @property
     def reasons(self) -> list[str]:
         """Why it was refused; empty for a pass."""
         return [outcome.reason for outcome in self.outcomes if not outcome.passed]

@@ -1,16 +1,20 @@
 """HU and the network's intensity: one range, to which every figure of the paper refers."""
 
-from typing import TypeVar
+from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    # Recipes are read by commands that need not wait for torch.
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 HU_OFFSET = 1024
 HU_RANGE = 4095
 """Intensities are `(HU + HU_OFFSET) / HU_RANGE`; the table of Lu et al. 2021 fits this range."""
 AIR_HU = -HU_OFFSET
-_Intensity = TypeVar("_Intensity", Tensor, NDArray[np.float32])
+_Intensity = TypeVar("_Intensity", "Tensor", "NDArray[np.float32]")
 
 
 def normalise(hu: _Intensity) -> _Intensity:

@@ -35,7 +35,7 @@ class Ranks:
         """Return what to call in training: gradients are then means over ranks."""
         if self.world == 1:
             return network
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return DistributedDataParallel(network, forward_sync_buffers=False)
 
     def accumulating(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Return the context of a backward pass that more will follow before the ranks meet."""

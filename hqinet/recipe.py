@@ -3,6 +3,7 @@
 A recipe says everything that changes the weights, and nothing about where things live.
 """
 
+import math
 import tomllib
 from difflib import get_close_matches
 from importlib import resources
@@ -163,6 +164,11 @@ class Recipe(_Section):
     optimiser: OptimiserRecipe
     schedule: ScheduleRecipe
     sampling: SamplingRecipe
+
+    def steps(self, slices: int) -> tuple[int, int]:
+        """Return the steps of an epoch and of the whole schedule, for so many training slices."""
+        epoch = self.schedule.steps_per_epoch or math.ceil(slices / self.sampling.batch)
+        return epoch, self.schedule.epochs * epoch
 
     @model_validator(mode="after")
     def _patches_large_enough(self) -> "Recipe":

@@ -11,6 +11,7 @@ from hqinet.errors import HqinetError
 _EXPLOSION = 1000.0
 _SETTLED_AFTER = 20
 _MEMORY = 0.9
+_CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingError(HqinetError):
@@ -22,7 +23,7 @@ class TrainingInterruptedError(TrainingError):
 
 
 class StopRequest:
-    """While entered, SIGTERM asks for a stop after the running step instead of killing.
+    """While entered, SIGTERM and Ctrl-C ask for a stop after the running step instead of ending.
 
     Signals reach only the main thread; elsewhere nothing is caught.
     """
@@ -33,12 +34,13 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if self._caught:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in _CAUGHT}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._caught:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's own
         self.received = True

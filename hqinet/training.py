@@ -168,10 +168,7 @@ class _Loop:
         self.started = started - state.seconds
         self.network = ranks.wrap(state.network)
         self.share = recipe.sampling.batch // ranks.world
-        self.steps_per_epoch = recipe.schedule.steps_per_epoch or math.ceil(
-            len(order) / recipe.sampling.batch
-        )
-        self.steps = recipe.schedule.epochs * self.steps_per_epoch
+        self.steps_per_epoch, self.steps = recipe.steps(len(order))
 
     def spans(self) -> Iterator[Span]:
         """Return the sample numbers of every micro-batch that this rank has yet to see."""

@@ -1,5 +1,6 @@
 """One file's header -> a record of technical attributes, or the reason why there is none."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +33,10 @@ from storage.frames import (
 from storage.pseudonym import Pseudonyms
 from storage.refusals import Code, Refused
 
-# Values out of their VR's bounds are judged below; pydicom's warnings would quote them in logs.
+# Values out of their VR's bounds are judged below; pydicom's warnings would quote them in logs,
+# and paths, which may name a patient.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+warnings.filterwarnings("ignore", module="pydicom")
 
 _IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

@@ -14,6 +14,7 @@ from obstore.store import LocalStore, from_url
 from storage.errors import StorageError
 
 _CONNECTION = {"aws_allow_http": "allow_http", "allow_http": "allow_http", "timeout": "timeout"}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _REMOTE = re.compile(r"^(s3|gs|az|abfss?|memory)://")
 
 
@@ -67,6 +68,9 @@ class Location:
             return LocalStore(self.url, mkdir=create)
 
 
+_NO_ANSWER = "nothing answers: check network, address and endpoint"
+
+
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
     """Turn a failure of disk, network or object store into one line that says what to do.
@@ -81,7 +85,7 @@ def storage_errors(what: str) -> Iterator[None]:
 
 
 def _plainly(error: Exception) -> str:
-    text = " ".join(str(error).partition("Debug source:")[0].split())
+    text = " ".join(_COLOUR.sub("", str(error)).partition("Debug source:")[0].split())
     hints = (
         ("No space left|os error 28|Disk quota|os error 122", "the disk is full: free space"),
         ("File too large|os error 27", "a file is larger than this disk or its limit allows"),
@@ -92,6 +96,7 @@ def _plainly(error: Exception) -> str:
         ),
         ("Not a directory|os error 20|File exists", "a file stands where a folder is needed"),
         ("NoSuchBucket", "the bucket does not exist: make it first"),
+        ("error sending request|error trying to connect|dns error", _NO_ANSWER),
     )
     for pattern, hint in hints:
         if re.search(pattern, text, re.IGNORECASE):

@@ -145,7 +145,7 @@ class _Planner:
             else:
                 dosed.append(group)
         if broken:
-            reason = f"{len(broken)} files cannot be read; the first: {broken[0].reason}"
+            reason = f"of its files, {len(broken)} cannot be read; the first: {broken[0].reason}"
             files = tuple(r.path for r in broken[:5])
             self.refuse_patient(patient, records, Refused(Code.UNREADABLE, reason, files))
             return None

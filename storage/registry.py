@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -24,6 +25,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
 from storage.errors import StorageError
+from storage.servers import answers
 
 MODEL = "hqinet"
 """The registered model; its aliases are CHAMPION and PREVIOUS."""
@@ -75,6 +77,8 @@ class Registry:
         # What matters is raised; the rest would fill the terminal at every run.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        if tracking_uri.startswith("http"):
+            _require_server(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
         self._client = mlflow.MlflowClient(tracking_uri)
         self._artifacts = artifacts
@@ -284,9 +288,21 @@ class MetricBuffer:
         self._registry.log_metrics(self._run, rows)
 
 
+@cache
+def _require_server(uri: str) -> None:
+    """MLflow's own requests would be repeated for minutes, silently."""
+    if not answers(uri):
+        raise RegistryError(
+            f"no MLflow server answers at {uri}: start it, or see HQINET_TRACKING_URI"
+        )
+
+
 def _missing_run(run: str, error: MlflowException) -> RegistryError:
     if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-        return RegistryError(f"no run {run!r}; `hqinet models` lists runs by version")
+        return RegistryError(
+            f"no run {run!r}; `hqinet models` lists those that made a model, and the folder `runs` "
+            "of the home is named after all of them"
+        )
     return _trouble(error)
 
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from flows.cli import RECIPES
-from flows.orphans import SERVER
+from flows.server import SERVER
 from hqinet.recipe import recipe_names
 
 
@@ -96,6 +96,7 @@ def test_alone_it_brings_its_own_server_and_writes_nothing_outside_the_home(
         (("train", "--recipe", "fsat"), "fast"),
         (("evaluate", "--split", "tset"), "tset"),
         (("promote", "--policy", "lenient"), "lenient"),
+        (("pipeline", ".", "--policy", "lenient"), "lenient"),
         (("dataset", "rollback", 42), "42"),
     ],
 )
@@ -105,6 +106,16 @@ def test_a_users_mistake_is_one_line(command, trained, arguments, says):
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "verb"), [("PREFECT_API_URL", "promote"), ("HQINET_TRACKING_URI", "models")]
+)
+def test_a_server_that_is_away_is_one_line(hqinet, tmp_path, variable, verb):
+    done = hqinet(tmp_path, **{variable: "http://127.0.0.1:9/api"})(verb)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "http://127.0.0.1:9/api" in done.stderr
 
 
 def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):

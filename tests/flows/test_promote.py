@@ -84,14 +84,18 @@ def test_who_was_not_evaluated_here_is_refused_and_told_how(champion):
 
 
 def test_an_evaluation_that_was_killed_while_its_summary_was_stored_counts_as_none(champion):
-    version = register(0.5)
+    version = register(0.2)
     evaluate(str(version))
     run = places.registry().version(version).run
     (stored,) = Path(Settings().home).rglob(f"{run}/artifacts/evaluation/*/summary.json")
     stored.write_bytes(stored.read_bytes()[:1000])
     assert f"hqinet evaluate --model {version}" in promote(version).reasons[0]
     evaluate(str(version))
-    assert "hqinet evaluate" not in str(promote(version).reasons)
+    judged = promote(version).reasons
+    assert "gains +0.000" in str(judged)
+    # Asked where it was not evaluated, it keeps its verdict.
+    assert promote(version, commit=0).verdict == "refused"
+    assert places.registry().version(version).tags["verdict_reasons"] == "; ".join(judged)
 
 
 def test_an_equal_one_is_refused(champion):

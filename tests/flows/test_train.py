@@ -1,5 +1,6 @@
 """Training as a flow: retried from the checkpoint, stopped and resumed, on several processes."""
 
+import os
 import signal
 import subprocess
 import time
@@ -80,6 +81,7 @@ def begun(command, *arguments: object) -> subprocess.Popen[str]:
         env=command.environment,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     end = time.monotonic() + 120
     while checkpoints() == before and time.monotonic() < end:
@@ -87,16 +89,34 @@ def begun(command, *arguments: object) -> subprocess.Popen[str]:
     return process
 
 
+def longer(recipe: str, folder: Path, epochs: int) -> Path:
+    """The recipe with epochs of 30 steps."""
+    text = Path(recipe).read_text().replace("epochs = 2", f"epochs = {epochs}")
+    file = folder / "longer.toml"
+    file.write_text(text.replace("steps_per_epoch = 3", "steps_per_epoch = 30"))
+    return file
+
+
+def test_ctrl_c_saves_and_ends_soon(hqinet, tmp_path, tiny_cohort, tiny_recipe):
+    command = hqinet(tmp_path)
+    command.json("ingest", tiny_cohort)
+    process = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
+    # As a terminal does: to the command's own Prefect server as well.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (run,) = (command.home / "runs").iterdir()
+    assert f"hqinet train --resume {run.name}" in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
 def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
     hqinet, tmp_path, tiny_cohort, tiny_recipe, prefect_server
 ):
     command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
     command.json("ingest", tiny_cohort)
-    recipe = tmp_path / "long.toml"
-    text = Path(tiny_recipe).read_text().replace("epochs = 2", "epochs = 3")
-    recipe.write_text(text.replace("steps_per_epoch = 3", "steps_per_epoch = 30"))
 
-    killed = begun(command, "--recipe", recipe)
+    killed = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=3))
     killed.kill()
     killed.communicate(timeout=60)
     (run,) = (command.home / "runs").iterdir()

@@ -110,8 +110,14 @@ def test_artifacts_come_back(registry, run, tmp_path):
     assert registry.fetch(run, "evaluation/commit-9-test/a.csv", tmp_path / "back") is None
 
 
-def test_a_server_that_is_away_is_not_taken_for_a_missing_run(monkeypatch):
+def test_a_server_that_is_away_is_said_at_once():
+    with pytest.raises(RegistryError, match=r"no MLflow server answers at http://127\.0\.0\.1:9"):
+        Registry("http://127.0.0.1:9", None)
+
+
+def test_a_server_that_goes_away_is_not_taken_for_a_missing_run(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    away = Registry("http://127.0.0.1:9", None)
+    monkeypatch.setattr("storage.registry.answers", lambda _: True)
+    away = Registry("http://127.0.0.1:10", None)
     with pytest.raises(RegistryError, match="MLflow does not"):
         away.reopen("0" * 32)
