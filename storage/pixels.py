@@ -80,8 +80,8 @@ class SliceReader:
             raise
         except Exception as error:  # decoders raise anything on damaged data
             reason = (
-                f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]} "
-                f"({type(error).__name__})"
+                f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]}: damaged or "
+                f"cut off ({type(error).__name__})"
             )
             raise Refused(Code.UNREADABLE, reason, (path,)) from error
 
