@@ -167,13 +167,15 @@ class Registry:
     ) -> int:
         """Register a torch module in pt2 form as the version of a run; returns its number.
 
-        A run has one version: asked again, it is left as it is.
+        A run has one version: asked again, only its tags are completed.
 
         model: in eval mode on the CPU, mapping HU (n, 3, rows, columns) float32 to HU
         (n, 1, rows, columns). example: such an input with n >= 2, from which the graph is traced.
         """
         known = next((row.version for row in self.versions() if row.run == run), None)
         if known is not None:
+            # Versions that were made before a tag was asked for get it now.
+            self.tag_version(known, tags)
             return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 

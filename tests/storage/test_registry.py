@@ -85,7 +85,14 @@ def test_a_version_is_born_with_its_lineage_and_silently(tmp_path, capfd, monkey
 
 
 def test_a_run_has_one_version(registry, run, version):
-    assert registry.register(run, None, None, {}) == version
+    assert registry.register(run, None, None, {"validation_patients": "[]"}) == version
+    assert (
+        registry.version(version).tags.items()
+        >= {
+            "recipe": "demo",
+            "validation_patients": "[]",
+        }.items()
+    )
 
 
 def test_what_is_not_there_is_named(registry, version):
