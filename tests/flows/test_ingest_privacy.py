@@ -139,3 +139,14 @@ def test_without_a_secret_nothing_is_read(home, source, cohort_file, monkeypatch
         monkeypatch.setenv(pseudonym.VARIABLE, key)
     with pytest.raises(StorageError, match=pseudonym.VARIABLE):
         ingest(str(source), settings=IngestSettings(cohort_file=cohort_file))
+
+
+def test_pydicom_warns_of_no_path():
+    """A process of its own: pytest has its own filters."""
+    warn = "warnings.warn_explicit('in file /Name^Patient', UserWarning, 'f', 1, '{}.filereader')"
+    for module, seen in (("pydicom", False), ("another", True)):
+        code = f"import warnings, storage.headers; {warn.format(module)}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert ("Name^Patient" in done.stderr) == seen
