@@ -4,6 +4,7 @@ Exit status: 0 done; 1 failed, with one line that says what to do; 2 wrong usage
 something was refused (by `promote`; elsewhere only with --strict).
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -249,12 +250,16 @@ def compare(
 
 
 @app.command()
-def env(home: Home = homes.DEFAULT) -> None:
+def env(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     """Make the home, and print the variables that put a Prefect server and its workers there."""
     home = home.expanduser().absolute()
     # A server that finds no folder for its database does not start.
     (home / "prefect").mkdir(parents=True, exist_ok=True)
-    for name, value in homes.environment(home).items():
+    variables = homes.environment(home)
+    if as_json:
+        print(json.dumps(variables))
+        return
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
 
 

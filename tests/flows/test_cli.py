@@ -141,6 +141,14 @@ def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
     orphan.wait(timeout=30)
 
 
+def test_env_names_the_same_variables_for_a_shell_and_a_program(hqinet, tmp_path):
+    fresh = hqinet(tmp_path)
+    variables = fresh.json("env")
+    assert variables["HQINET_HOME"] == str(fresh.home)
+    lines = fresh("env").stdout.splitlines()
+    assert [line.removeprefix("export ").partition("=")[0] for line in lines] == list(variables)
+
+
 def test_wrong_usage_exits_2(command):
     assert command("ingest").returncode == 2
     assert command("evaluate", "--moddel", "3").returncode == 2
