@@ -22,10 +22,11 @@ from hqinet.scene import (
     SSIM_SIZE,
     TISSUES,
     Scene,
-    box_mean,
+    box_fold,
     dot,
     gradient,
     grey_levels,
+    hold,
     window,
 )
 
@@ -53,9 +54,9 @@ class Comparison:
         return {tissue: self.scene.mean(self.error, tissue) for tissue in TISSUES}
 
     @cached_property
-    def held_error(self) -> Tensor:
-        """Image less reference, both held to -1024..1900 HU as the benchmark does."""
-        return self.image.clamp(-1024, 1900) - self.scene.full.clamp(-1024, 1900)
+    def held_squared(self) -> Tensor:
+        """Squared error of values held to -1024..1900 HU as the benchmark does, HU^2."""
+        return hold(self.image).sub_(self.scene.held).square_()
 
     @cached_property
     def shown(self) -> Tensor:
@@ -63,19 +64,24 @@ class Comparison:
         return window(self.image, self.scene.window)
 
     @cached_property
-    def shown_error(self) -> Tensor:
-        """Image less reference as displayed."""
-        return self.shown - self.scene.shown
+    def shown_squared(self) -> Tensor:
+        """Squared error as displayed."""
+        return (self.shown - self.scene.shown).square_()
+
+    @cached_property
+    def mean_square(self) -> Tensor:
+        """Mean squared error of a whole slice, HU^2: (n,)."""
+        return self.squared.mean((1, 2))
 
     @cached_property
     def removed(self) -> Tensor:
-        """Low dose less image, HU."""
-        return self.scene.low - self.image
+        """Low dose less image inside the body, HU; 0 outside."""
+        return (self.scene.low - self.image).mul_(self.scene.masks["body"])
 
     @cached_property
     def ssim(self) -> Tensor:
         """Map of structural similarity as displayed, (n, rows - 6, columns - 6)."""
-        return ssim_map(self.shown, self.scene.shown, self.scene.shown_mean)
+        return ssim_map(self.shown, self.scene.shown, self.scene.shown_sum)
 
 
 @dataclass(frozen=True)
@@ -96,18 +102,18 @@ def l1(c: Comparison) -> Tensor:
 
 def nmse(c: Comparison) -> Tensor:
     """Squared error over the reference's energy, over the paper's range; NaN for an empty slice."""
-    return _ratio(c.squared.sum((1, 2)), c.scene.energy)
+    return _ratio(c.mean_square, c.scene.energy)
 
 
 def psnr(c: Comparison) -> Tensor:
     """10 log10(MAX^2 / MSE) in dB, MAX the reference slice's maximum (Eq. 5, slip mended)."""
     peak = c.scene.peak
-    return _decibel(torch.where(peak > 0, peak.square(), torch.nan), c.squared.mean((1, 2)))
+    return _decibel(torch.where(peak > 0, peak.square(), torch.nan), c.mean_square)
 
 
 def mutual_information(c: Comparison) -> Tensor:
     """Mutual information in nats over a 256 x 256 histogram of [0, 1]."""
-    codes = grey_levels(c.image) * BINS + c.scene.codes
+    codes = grey_levels(c.image).mul_(BINS).add_(c.scene.codes)
     joint = torch.stack([torch.bincount(row, minlength=BINS * BINS) for row in codes.flatten(1)])
     p = joint.reshape(-1, BINS, BINS) / codes[0].numel()
     shared = _entropy(p.sum(2)) + _entropy(p.sum(1)) - _entropy(p)
@@ -116,22 +122,22 @@ def mutual_information(c: Comparison) -> Tensor:
 
 def rmse(c: Comparison) -> Tensor:
     """Root mean squared error in HU, both held to -1024..1900 HU as the benchmark does."""
-    return _mean_square(c.held_error).sqrt()
+    return c.held_squared.mean((1, 2)).sqrt()
 
 
 def rmse_body(c: Comparison) -> Tensor:
     """Root mean squared error in HU inside the body; NaN without body."""
-    return c.scene.mean(c.held_error.square(), "body").sqrt()
+    return c.scene.mean(c.held_squared, "body").sqrt()
 
 
 def psnr_window(c: Comparison) -> Tensor:
     """PSNR in dB inside the anatomy's display window, data range 1."""
-    return _decibel(1, _mean_square(c.shown_error))
+    return _decibel(1, c.shown_squared.mean((1, 2)))
 
 
 def psnr_window_body(c: Comparison) -> Tensor:
     """PSNR in dB inside the display window and inside the body; NaN without body."""
-    return _decibel(1, c.scene.mean(c.shown_error.square(), "body"))
+    return _decibel(1, c.scene.mean(c.shown_squared, "body"))
 
 
 def ssim_window(c: Comparison) -> Tensor:
@@ -141,9 +147,8 @@ def ssim_window(c: Comparison) -> Tensor:
 
 def ssim_window_body(c: Comparison) -> Tensor:
     """Structural similarity inside the display window, averaged inside the body."""
-    border = SSIM_SIZE // 2
-    weights = c.scene.weights["body"][:, border:-border, border:-border]
-    return _ratio((c.ssim * weights).sum((1, 2)), weights.sum((1, 2)))
+    body = c.scene.body_of_windows
+    return _ratio(dot(c.ssim, body), body.sum((1, 2)))
 
 
 def tissue_bias(c: Comparison, *, tissue: str) -> Tensor:
@@ -172,9 +177,10 @@ def noise_likeness(c: Comparison) -> Tensor:
     Below one, structure was removed with the noise or noise was left.
     """
     mean, power = c.scene.noise_moments
-    removed = c.scene.mean(c.removed, "body")
-    shared = c.scene.mean(c.removed * c.scene.noise, "body") - removed * mean
-    spread = c.scene.mean(c.removed.square(), "body") - removed.square()
+    size = c.scene.sizes["body"]
+    removed = c.removed.sum((1, 2)) / size
+    shared = dot(c.removed, c.scene.noise) / size - removed * mean
+    spread = dot(c.removed, c.removed) / size - removed.square()
     return _ratio(shared, (spread * (power - mean.square())).clamp_min(0).sqrt())
 
 
@@ -183,7 +189,8 @@ def edge_sharpness(c: Comparison) -> Tensor:
 
     Sum of grad(image).grad(full) over |grad(full)|^2, on the 5 % steepest pixels of the reference.
     """
-    kept = sum(ours * theirs for ours, theirs in zip(gradient(c.image), c.scene.slope, strict=True))
+    (y, x), (reference_y, reference_x) = gradient(c.image), c.scene.slope
+    kept = y.mul_(reference_y).addcmul_(x, reference_x)
     return _ratio(c.scene.mean(kept, "edges"), c.scene.steepness)
 
 
@@ -217,28 +224,25 @@ def measure(image: Tensor, scene: Scene) -> dict[str, Tensor]:
     return {name: metric.function(comparison).cpu() for name, metric in METRICS.items()}
 
 
-def ssim_map(x: Tensor, y: Tensor, mean_y: Tensor) -> Tensor:
+def ssim_map(x: Tensor, y: Tensor, sum_y: Tensor) -> Tensor:
     """Structural similarity of `x` and `y` (n, rows, columns), data range 1, border left out.
 
-    mean_y: window means of `y`, which serve for every image that is held against it. Only the sum
+    sum_y: window sums of `y`, which serve for every image that is held against it. All is counted
+    in sums over windows, c1 and c2 with it, so that nothing is divided before the end. Only the sum
     of the two variances enters, so that one window of x^2 + y^2 serves for both.
     """
-    mean_x = box_mean(x, SSIM_SIZE)
-    product, power = mean_x * mean_y, mean_x.square_().addcmul_(mean_y, mean_y)
-    unbiased = SSIM_SIZE**2 / (SSIM_SIZE**2 - 1)
-    covariance = box_mean(x * y, SSIM_SIZE).sub_(product).mul_(unbiased)
-    variances = box_mean((x * x).addcmul_(y, y), SSIM_SIZE).sub_(power).mul_(unbiased)
-    c1, c2 = 0.01**2, 0.03**2
-    alike = product.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
-    return alike.div_(power.add_(c1).mul_(variances.add_(c2)))
+    pixels = SSIM_SIZE**2
+    c1, c2 = (0.01 * pixels) ** 2, 0.03**2 * pixels * (pixels - 1)
+    sum_x = box_fold(x, SSIM_SIZE, torch.add)
+    products, squares = sum_x * sum_y, sum_x.square_().addcmul_(sum_y, sum_y)
+    covariance = box_fold(x * y, SSIM_SIZE, torch.add).mul_(pixels).sub_(products)
+    variances = box_fold((x * x).addcmul_(y, y), SSIM_SIZE, torch.add).mul_(pixels).sub_(squares)
+    alike = products.mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+    return alike.div_(squares.add_(c1).mul_(variances.add_(c2)))
 
 
 def _entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).flatten(1).sum(1)
-
-
-def _mean_square(x: Tensor) -> Tensor:
-    return dot(x, x) / x[0].numel()
 
 
 def _decibel(signal: Tensor | float, noise: Tensor) -> Tensor:
