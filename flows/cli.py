@@ -19,12 +19,14 @@ from flows import cli_dataset
 from flows import home as homes
 from flows.options import Commit, Home, Json, enter
 from flows.server import require_server
+from hqinet.recipe import load_recipe
 
 if TYPE_CHECKING:
     from flows.settings import IngestSettings
 
 # Flows are imported inside the commands: Prefect reads its settings when it is imported, and
-# --home must be known by then.
+# --home must be known by then. Recipes are read before that, for mistakes in them are the usual
+# ones, and a home and a server take seconds.
 
 app = typer.Typer(
     help="Low-dose CT: DICOM in, a judged model out.",
@@ -88,6 +90,8 @@ def train(
     """Train on the training patients of a commit and register a model version."""
     if resume and (recipe or overrides or commit is not None):
         raise typer.BadParameter("--resume goes on with the run's own recipe and commit")
+    if not resume:
+        load_recipe(recipe or "fast", *(overrides or []))
     enter(home)
     from flows import printing
     from flows import train as flow
@@ -150,6 +154,7 @@ def pipeline(
     as_json: Json = False,
 ) -> None:
     """Ingest, train, evaluate and promote: a folder of DICOM in, a judged model out."""
+    load_recipe(recipe, *(overrides or []))
     enter(home)
     from flows import pipeline as flow
     from flows import printing

@@ -6,9 +6,10 @@ with the process that started them, however it ends.
 
 import importlib
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -22,6 +23,8 @@ from storage.errors import StorageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+ClusterClass = Callable[..., Any]
+LOCAL = "local"
 
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
@@ -59,9 +62,14 @@ class Workers:
         self._stack.close()
 
     def start(self) -> None:
-        """Begin to start the workers, which takes seconds; what prevents it is raised by `run`."""
+        """Begin to start the workers, which takes seconds; what prevents it is raised by `run`.
+
+        For a cluster's class from the main thread; one that cannot be imported is raised here.
+        """
         if self._client is None:
-            self._client = self._starter.submit(self._open)
+            where = self._settings.where
+            kind = None if where == LOCAL or "://" in where else cluster_class(where)
+            self._client = self._starter.submit(self._open, kind)
 
     @property
     def are_up(self) -> bool:
@@ -96,16 +104,18 @@ class Workers:
                 item_of[new] = following
                 done.add(new)
 
-    def _open(self) -> Client:
+    def _open(self, kind: ClusterClass | None) -> Client:
         self._scratch.mkdir(parents=True, exist_ok=True)
-        client = self._connect()
+        client = self._connect(kind)
         # Not entered: a client's context belongs to the thread that entered it.
         self._stack.callback(client.close)
         self._wait(client)
         return client
 
-    def _connect(self) -> Client:
+    def _connect(self, kind: ClusterClass | None) -> Client:
         where = self._settings.where
+        if kind is not None:
+            return Client(self._stack.enter_context(self._of_class(kind)))
         if "://" in where:
             try:
                 return Client(where, timeout=PATIENCE)
@@ -114,8 +124,7 @@ class Workers:
                     f"no Dask scheduler answers at {where}: start one (`dask scheduler`) or set "
                     "HQINET_CLUSTER__WHERE=local"
                 ) from error
-        cluster = self._local() if where == "local" else self._of_class(where)
-        return Client(self._stack.enter_context(cluster))
+        return Client(self._stack.enter_context(self._local()))
 
     def _wait(self, client: Client) -> None:
         """One worker must be there; the others may come while it works."""
@@ -144,26 +153,47 @@ class Workers:
             silence_logs=logging.CRITICAL,
         )
 
-    def _of_class(self, path: str) -> Any:  # noqa: ANN401 - cluster classes share no base
-        module, _, name = path.rpartition(".")
+    def _of_class(self, kind: ClusterClass) -> Any:  # noqa: ANN401 - cluster classes share no base
+        if not self._settings.workers:
+            raise StorageError(
+                f"cluster {self._settings.where!r} has no workers of its own: say how many to ask "
+                "it for with HQINET_CLUSTER__WORKERS"
+            )
         try:
-            kind = getattr(importlib.import_module(module), name)
+            cluster = kind(**self._settings.arguments)
+        except (TypeError, ValueError) as error:
+            raise StorageError(
+                f"cluster {self._settings.where!r} does not take HQINET_CLUSTER__ARGUMENTS: {error}"
+            ) from error
+        cluster.scale(self._settings.workers)
+        return cluster
+
+
+def cluster_class(path: str) -> ClusterClass:
+    """Import a class by its dotted path.
+
+    Raises:
+        StorageError: there is no such class, or its package is not installed.
+    """
+    module, _, name = path.rpartition(".")
+    # dask_jobqueue takes Ctrl-C for itself when it is imported, and would end with success.
+    with kept_handler(signal.SIGINT):
+        try:
+            return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise StorageError(
                 f"cluster {path!r} cannot be imported ({error}): install its package "
                 f"(`pip install {module.partition('.')[0].replace('_', '-') or path}`), or set "
                 "HQINET_CLUSTER__WHERE to `local` or a `tcp://` address"
             ) from error
-        if not self._settings.workers:
-            raise StorageError(
-                f"cluster {path!r} has no workers of its own: say how many to ask it for with "
-                "HQINET_CLUSTER__WORKERS"
-            )
-        try:
-            cluster = kind(**self._settings.arguments)
-        except (TypeError, ValueError) as error:
-            raise StorageError(
-                f"cluster {path!r} does not take HQINET_CLUSTER__ARGUMENTS: {error}"
-            ) from error
-        cluster.scale(self._settings.workers)
-        return cluster
+
+
+@contextmanager
+def kept_handler(number: signal.Signals) -> Iterator[None]:
+    """Leave a signal's handler as it was."""
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if signal.getsignal(number) is not before:
+            signal.signal(number, before)

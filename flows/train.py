@@ -141,23 +141,26 @@ def fit(job: Job, processes: int) -> None:
 
 
 def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
-    """Run the job under torchrun, one process a device; SIGTERM is handed on to all of them."""
+    """Run the job under torchrun, one process a device; all are told of SIGTERM and Ctrl-C."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", f"--log-dir={job.folder / 'ranks'}"]
     command += ["-m", "flows.training_job"]
     command += [str(job.folder / "run.json"), str(artifact)]
-    error = job.folder / training_job.ERROR
-    error.unlink(missing_ok=True)
+    for name in training_job.REASONS:
+        (job.folder / name).unlink(missing_ok=True)
     with get_client(sync_client=True) as client:
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
-        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        asked = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, lambda *_: process.terminate()) for number in asked]
         try:
             code = process.wait()
         finally:
-            signal.signal(signal.SIGTERM, previous)
-    if error.exists():
-        raise TrainingError(error.read_text())
+            for number, handler in zip(asked, before, strict=True):
+                signal.signal(number, handler)
+    for name, kind in training_job.REASONS.items():
+        if (job.folder / name).exists():
+            raise kind((job.folder / name).read_text())
     if code:
         raise LostProcessError(
             f"run {job.run}: its processes ended with {code}; see their log, and go on with "

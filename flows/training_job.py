@@ -23,13 +23,16 @@ from hqinet.devices import pick_device
 from hqinet.pictures import panel, save_curves
 from hqinet.recipe import Recipe
 from hqinet.sampling import VolumePair
-from hqinet.stopping import TrainingError
+from hqinet.stopping import TrainingError, TrainingInterruptedError
 from storage.dataset import Snapshot
 from storage.registry import MetricBuffer, Registry
 from storage.volumes import folder_name
 
-ERROR = "error.txt"
-"""In the run's folder: why a distributed run stopped, one line."""
+REASONS: dict[str, type[TrainingError]] = {
+    "stopped.txt": TrainingInterruptedError,
+    "error.txt": TrainingError,
+}
+"""Files in the run's folder that say, in one line, why a distributed run stopped."""
 
 
 class Job(BaseModel):
@@ -134,7 +137,7 @@ def first_rank() -> bool:
 
 
 def main() -> None:
-    """One rank of a distributed run; what stopped it stands in `error.txt` for its parent."""
+    """One rank of a distributed run; what stopped it stands in a file of REASONS for its parent."""
     file, artifact = Path(sys.argv[1]), UUID(sys.argv[2])
     job = Job.model_validate_json(file.read_text())
     on_gpu = pick_device(job.device).type == "cuda"
@@ -146,7 +149,8 @@ def main() -> None:
         with Display(artifact) as display:
             run(job, display)
     except TrainingError as error:
-        (job.folder / ERROR).write_text(str(error))
+        file = next(file for file, kind in REASONS.items() if isinstance(error, kind))
+        (job.folder / file).write_text(str(error))
         raise
     finally:
         torch.distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import tomllib
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -249,8 +249,20 @@ def _explain(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails is 
         for part in location[:-1]:
             section = networks.get(part) or section.model_fields[part].annotation
         fields = section.model_fields if hasattr(section, "model_fields") else {}
-        near = get_close_matches(location[-1], fields, n=1, cutoff=0.0)
+        near = _sections_with(location[-1]) or get_close_matches(
+            location[-1], fields, n=1, cutoff=0.0
+        )
         return f"unknown key {key!r}: did you mean {near[0]!r}?" if near else f"unknown key {key!r}"
     if not key:
         return problem["msg"]
     return f"{key}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _sections_with(key: str) -> list[str]:
+    """The dotted names of a key that was given outside its section."""
+    return [
+        f"{name}.{key}"
+        for name, section in Recipe.model_fields.items()
+        for kind in (section.annotation, *get_args(section.annotation))
+        if key in getattr(kind, "model_fields", {})
+    ]

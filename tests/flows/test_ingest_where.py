@@ -1,6 +1,7 @@
 """Where ingest writes and where it runs: homes, datasets of phantoms, clusters, `make clean`."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_a_cluster_class_needs_a_number_of_workers(tmp_path):
         pytest.raises(StorageError, match="HQINET_CLUSTER__WORKERS"),
     ):
         list(workers.run(str, [1], retries=0))
+
+
+def test_a_class_whose_import_is_for_the_main_thread_and_takes_ctrl_c(tmp_path, monkeypatch):
+    (tmp_path / "greedy.py").write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "from distributed import LocalCluster as Cluster\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    settings = ClusterSettings(
+        where="greedy.Cluster",
+        workers=1,
+        arguments={"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"},
+    )
+    with Workers(settings, tmp_path) as workers:
+        assert list(workers.run(str, [1], retries=0)) == [(1, "1")]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_cluster_where_no_worker_comes_says_so(tmp_path, monkeypatch):

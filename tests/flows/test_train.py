@@ -138,6 +138,21 @@ def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
     assert {row.step for row in losses} == set(range(1, 91))
 
 
+@pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT])
+def test_several_processes_save_when_told_to_stop(
+    request_to_stop, hqinet, tmp_path, tiny_cohort, tiny_recipe, prefect_server
+):
+    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server, HQINET_TRAIN__PROCESSES="2")
+    command.json("ingest", tiny_cohort)
+    process = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
+    os.killpg(process.pid, request_to_stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (run,) = (command.home / "runs").iterdir()
+    assert f"hqinet train --resume {run.name}" in errors.splitlines()[-1]
+    assert registry_of(command)._client.get_run(run.name).info.status == "KILLED"
+
+
 def registry_of(command) -> Registry:
     return Registry(f"sqlite:///{command.home}/mlflow/mlflow.db", None)
 

@@ -59,6 +59,8 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
         ("sampling.batchsize = 8", r"unknown key 'sampling.batchsize': did you mean 'batch'\?"),
         ("shedule.epochs = 8", r"unknown key 'shedule': did you mean 'schedule'\?"),
         ("presicion = 'bf16'", r"unknown key 'presicion': did you mean 'precision'\?"),
+        ("max_minutes = 2", r"'max_minutes': did you mean 'schedule.max_minutes'\?"),
+        ("loss.channels = 8", r"'loss.channels': did you mean 'model.channels'\?"),
         ("schedule.epochs = 0", r"schedule.epochs: .*greater than 0 \(got 0\)"),
         ("model.norm = 'layer'", r"model.norm: .*'batch', 'group' or 'none' \(got 'layer'\)"),
         ("model.network = 'unet'", r"model: .*'hqinet', 'redcnn'"),
