@@ -11,8 +11,6 @@ from hqinet.recipe import SSIM_SIZE, LossRecipe
 SSIM_SIGMA = 1.5
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03
-LEAST_ADDED = 0.5
-"""Of a slice's noise level: the smallest unit in which an error counts."""
 
 
 @lru_cache
@@ -53,26 +51,16 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 1.0) -> Tensor:
         return (luminance * structure).mean((1, 2, 3))
 
 
-def added_noise(low: Tensor, full: Tensor, level: Tensor) -> Tensor:
-    """Return the RMS of the noise that was added to each sample, which a restorer must not exceed.
-
-    At least LEAST_ADDED of the level of all the slice's noise, `level` (n,): in air next to none is
-    added. `low`, `full`: (n, 1, h, w) and `level` in one unit; returns (n,) float32.
-    """
-    rms = (low.float() - full.float()).square().mean((1, 2, 3)).sqrt()
-    return torch.maximum(rms, LEAST_ADDED * level)
-
-
 def restoration_loss(recipe: LossRecipe, restored: Tensor, full: Tensor, noise: Tensor) -> Tensor:
     """Return the loss of each sample; the paper's is `0.85 L1 + 0.15 (1 - SSIM)`.
 
-    With `recipe.per_noise` the absolute and squared errors count in units of the noise that was
-    added (`added_noise`), so that a quiet abdomen weighs as much as a loud chest. With
+    With `recipe.per_noise` the absolute and squared errors count in units of the low-dose
+    slice's own noise, so that a quiet abdomen weighs as much as a loud chest. With
     `recipe.window` both images are clipped to that display window first, and errors count in
     window widths.
 
-    `restored`, `full`: (n, 1, h, w) in [0, 1] (see `hqinet.intensity.normalise`); `noise`: (n,),
-    the added noise in the same unit; returns (n,) float32.
+    `restored`, `full`: (n, 1, h, w) in [0, 1] (see `hqinet.intensity.normalise`); `noise`: (n,) in
+    the same unit; returns (n,) float32.
     """
     restored, full = restored.float(), full.float()
     if recipe.window is not None:

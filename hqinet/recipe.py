@@ -72,7 +72,7 @@ class LossRecipe(_Section):
     ssim: float = Field(0.0, ge=0)
     """Of `1 - SSIM`."""
     per_noise: bool = False
-    """Count errors in units of the noise that was added to the sample."""
+    """Count errors in units of the low-dose slice's noise level."""
     window: tuple[float, float] | None = None
     """Display window (level, width) in HU that images are clipped to first; none in the paper."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hqinet.devices import fitting_batch
-from hqinet.losses import added_noise, restoration_loss
+from hqinet.losses import restoration_loss
 from hqinet.ranks import Ranks
 from hqinet.recipe import Recipe
 from hqinet.state import State
@@ -62,8 +62,7 @@ def _backward(state: State, wrapped: nn.Module, sample: Sample, parts: int) -> T
     windows = windows.to(memory_format=torch.channels_last)
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=state.bf16):
         restored = wrapped(windows, noise)
-    added = added_noise(windows[:, 1:2], full, noise)
-    loss = restoration_loss(state.recipe.loss, restored, full, added).mean() / parts
+    loss = restoration_loss(state.recipe.loss, restored, full, noise).mean() / parts
     loss.backward()
     return loss.detach()
 

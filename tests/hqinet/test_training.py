@@ -310,27 +310,6 @@ def test_nan_stops_naming_step_recipe_and_checkpoint(
     assert all(w.isfinite().all() for w in content["network"].values())
 
 
-def test_an_error_counts_in_units_of_the_added_noise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real_loss, real_noise = stepping.restoration_loss, stepping.added_noise
-    added, units = [], []
-
-    def noted(*arguments: Any) -> torch.Tensor:
-        added.append(real_noise(*arguments))
-        return added[-1]
-
-    def weighed(*arguments: Any) -> torch.Tensor:
-        units.append(arguments[-1])
-        return real_loss(*arguments)
-
-    monkeypatch.setattr(stepping, "added_noise", noted)
-    monkeypatch.setattr(stepping, "restoration_loss", weighed)
-    run(tmp_path)
-    assert len(units) > 0
-    assert all(unit is noise for unit, noise in zip(units, added, strict=True))
-
-
 def test_exploding_loss_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = stepping.restoration_loss
     calls = []
