@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger, task
@@ -151,16 +152,23 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     with get_client(sync_client=True) as client:
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
     with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
-        asked = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, lambda *_: process.terminate()) for number in asked]
+        told: list[int] = []
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            told.append(number)
+            process.terminate()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             code = process.wait()
         finally:
-            for number, handler in zip(asked, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler)
     for name, kind in training_job.REASONS.items():
         if (job.folder / name).exists():
             raise kind((job.folder / name).read_text())
+    if told and code:
+        raise TrainingInterruptedError("training was told to stop, and had nothing to save yet")
     if code:
         raise LostProcessError(
             f"run {job.run}: its processes ended with {code}; see their log, and go on with "

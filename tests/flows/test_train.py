@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import pytest
 from flows import places, training_job
 from flows.ingest import ingest
 from flows.settings import TrainSettings
-from flows.train import train
+from flows.train import fit_distributed, train
 from hqinet.checkpoint import load_checkpoint, load_network
 from hqinet.feed import FeedError
 from hqinet.recipe import load_recipe
+from hqinet.stopping import TrainingInterruptedError
 from storage.registry import DatasetInputs, Registry
 
 
@@ -151,6 +153,19 @@ def test_several_processes_save_when_told_to_stop(
     (run,) = (command.home / "runs").iterdir()
     assert f"hqinet train --resume {run.name}" in errors.splitlines()[-1]
     assert registry_of(command)._client.get_run(run.name).info.status == "KILLED"
+
+
+def test_told_to_stop_before_they_begin_several_processes_are_not_tried_again(
+    cohort, home, tmp_path, monkeypatch
+):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nkill -TERM $PPID\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("flows.train.sys.executable", str(program))
+    job = training_job.Job(run="early", commit=1, recipe=load_recipe("fast"), device="cpu")
+    job.folder.mkdir(parents=True)
+    with pytest.raises(TrainingInterruptedError, match="told to stop"):
+        fit_distributed(job, 2, uuid4())
 
 
 def registry_of(command) -> Registry:
