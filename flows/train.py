@@ -30,6 +30,10 @@ from storage.registry import DatasetInputs
 
 DEFAULTS = Settings().train
 NO_OVERRIDES: list[str] = []
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask for a stop; a terminal sends the last when it closes."""
+PATIENCE = 3600
+"""Seconds that processes told to stop may take to end their step and save."""
 
 
 class LostProcessError(HqinetError):
@@ -145,30 +149,44 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     """Run the job under torchrun, one process a device; all are told of SIGTERM and Ctrl-C."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", f"--log-dir={job.folder / 'ranks'}"]
+    command += [f"--shutdown-timeout={PATIENCE}"]
     command += ["-m", "flows.training_job"]
     command += [str(job.folder / "run.json"), str(artifact)]
     for name in training_job.REASONS:
         (job.folder / name).unlink(missing_ok=True)
     with get_client(sync_client=True) as client:
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
-    with subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
-        told: list[int] = []
+    told: list[int] = []
+    running: list[subprocess.Popen[bytes]] = []
 
-        def stop(number: int, _frame: FrameType | None) -> None:
-            told.append(number)
-            process.terminate()
+    def pass_on() -> None:
+        # Once, and as SIGINT: torchrun gives up waiting at a second one, and the processes that
+        # read samples heed SIGTERM.
+        if told and running:
+            running.pop().send_signal(signal.SIGINT)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        pass_on()
+
+    asked = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in asked}
+    try:
+        # A group of its own, which the terminal's signals do not reach.
+        with subprocess.Popen(
+            command, env=environment, stdout=sys.stderr, process_group=0
+        ) as process:
+            running.append(process)
+            pass_on()
             code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     for name, kind in training_job.REASONS.items():
         if (job.folder / name).exists():
             raise kind((job.folder / name).read_text())
     if told and code:
-        raise TrainingInterruptedError("training was told to stop, and had nothing to save yet")
+        raise TrainingInterruptedError("training was told to stop and ended without saving")
     if code:
         raise LostProcessError(
             f"run {job.run}: its processes ended with {code}; see their log, and go on with "

@@ -249,8 +249,10 @@ def _explain(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails is 
         for part in location[:-1]:
             section = networks.get(part) or section.model_fields[part].annotation
         fields = section.model_fields if hasattr(section, "model_fields") else {}
-        near = _sections_with(location[-1]) or get_close_matches(
-            location[-1], fields, n=1, cutoff=0.0
+        near = (
+            get_close_matches(location[-1], fields, n=1)
+            or [name for name in _sections_with(location[-1]) if name != key]
+            or get_close_matches(location[-1], fields, n=1, cutoff=0.0)
         )
         return f"unknown key {key!r}: did you mean {near[0]!r}?" if near else f"unknown key {key!r}"
     if not key:

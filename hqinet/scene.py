@@ -213,8 +213,8 @@ def box_mean(x: Tensor, size: int) -> Tensor:
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Sum of the product of two maps (n, rows, columns): (n,)."""
-    # Of matrices, for which it sums in pairs: a product by BLAS is faster, and wrong by 1e-4 on a
-    # slice of one value.
+    # Of matrices, for which it sums in pairs: a product by BLAS is faster, and wrong by 1e-4 and
+    # more where many pixels have one value.
     return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
 
 

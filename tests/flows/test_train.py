@@ -151,6 +151,8 @@ def test_several_processes_save_when_told_to_stop(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     (run,) = (command.home / "runs").iterdir()
+    saved = load_checkpoint(run / "checkpoint.pt")["step"]
+    assert f"step {saved}" in errors.splitlines()[-1]
     assert f"hqinet train --resume {run.name}" in errors.splitlines()[-1]
     assert registry_of(command)._client.get_run(run.name).info.status == "KILLED"
 
