@@ -209,15 +209,15 @@ class StreamingFeed:
                 pool.shutdown(cancel_futures=True)
 
 
-_here: list[tuple[Sequence[VolumePair], SampleOrder]] = []
-"""What a worker process reads from."""
+_here: list["WindowReader"] = []
+"""What a worker process reads with."""
 
 
 def _start_reader(pairs: Sequence[VolumePair], order: SampleOrder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _here.append((pairs, order))
+    _here.append(WindowReader(pairs, order))
 
 
 def _leave_with_parent() -> None:
@@ -230,36 +230,47 @@ def _leave_with_parent() -> None:
 
 def _read_here(span: Span) -> list[NDArray[Any]]:
     """Return a batch as arrays: tensors would travel through shared memory files."""
-    return [part.numpy() for part in read_batch(*_here[0], span)]
+    return [part.numpy() for part in _here[0].read(span)]
 
 
-def read_batch(pairs: Sequence[VolumePair], order: SampleOrder, span: Span) -> Batch:
-    """Return the samples of `span` read from the stacks, decoding each window once."""
-    draws = order.draw(*span)
-    rows, columns = order.crop
-    low, full, noise = [], [], []
-    before: Draw | None = None
-    for draw in draws:
-        if before is None or not _same_window(before, draw):
-            window = _window(pairs[draw.pair], draw.middle, order.crop)
-        before = draw
-        crop = (
-            slice(None),
-            slice(draw.row, draw.row + rows),
-            slice(draw.column, draw.column + columns),
-        )
-        low.append(window[0][crop])
-        full.append(window[1][crop])
-        noise.append(window[2])
-    stacked = (torch.stack(parts) for parts in (low, full, noise))
-    return Batch(*stacked, *augmentation(draws))
+class WindowReader:
+    """Reads samples from the stacks, decoding a window once for successive samples of it.
 
+    A slice's noise level takes nearly as long to measure as the slice takes to read; it is kept.
+    """
 
-def _window(pair: VolumePair, middle: int, crop: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return both doses of a window, filled to the crop, and the middle slices' noise levels."""
-    low, full = (torch.from_numpy(read_window(stack, middle)) for stack in (pair.low, pair.full))
-    noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
-    return _filled(low, crop), _filled(full, crop), noise
+    def __init__(self, pairs: Sequence[VolumePair], order: SampleOrder) -> None:
+        self.pairs, self.order = pairs, order
+        self._noise: dict[tuple[int, int], Tensor] = {}
+
+    def read(self, span: Span) -> Batch:
+        """Return the samples of `span`."""
+        draws = self.order.draw(*span)
+        rows, columns = self.order.crop
+        low, full, noise = [], [], []
+        before: Draw | None = None
+        for draw in draws:
+            if before is None or not _same_window(before, draw):
+                window = self._window(draw.pair, draw.middle)
+            before = draw
+            crop = (
+                slice(None),
+                slice(draw.row, draw.row + rows),
+                slice(draw.column, draw.column + columns),
+            )
+            low.append(window[0][crop])
+            full.append(window[1][crop])
+            noise.append(window[2])
+        stacked = (torch.stack(parts) for parts in (low, full, noise))
+        return Batch(*stacked, *augmentation(draws))
+
+    def _window(self, number: int, middle: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return both doses of a window, filled to the crop, and the middle slices' levels."""
+        pair, key = self.pairs[number], (number, middle)
+        low, full = (torch.from_numpy(read_window(s, middle)) for s in (pair.low, pair.full))
+        if key not in self._noise:
+            self._noise[key] = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
+        return _filled(low, self.order.crop), _filled(full, self.order.crop), self._noise[key]
 
 
 def _same_window(one: Draw, other: Draw) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from storage import splits
 from storage.catalog import Row
+from storage.cohort import OTHER
 from storage.refusals import Code
 
 Key = tuple[str, str]
@@ -189,4 +190,4 @@ def _place(
 
 
 def _stratum(row: Row) -> splits.Stratum:
-    return row.anatomy or "unknown", row.vendor or "other"
+    return row.anatomy or "unknown", row.vendor or OTHER

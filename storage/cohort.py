@@ -245,6 +245,8 @@ def dose_fraction(rules: CohortRules, key: str, part: Anatomy) -> float | None:
     return _COLLECTION_DOSE.get(part) if re.fullmatch(r"[NCL]\d{3}", key) else None
 
 
+OTHER = "other"
+"""A vendor or kernel that is no word of the vocabularies."""
 _VENDORS = (
     (r"siemens", "Siemens"),
     (r"^\s*ge\b|general electric", "GE"),
@@ -267,9 +269,9 @@ def vendor(manufacturer: str) -> str:
     for pattern, word in _VENDORS:
         if re.search(pattern, manufacturer, re.IGNORECASE):
             return word
-    return "other"
+    return OTHER
 
 
 def kernel(value: str) -> str:
-    """ConvolutionKernel (0018,1210) where it is a vendor's known name; free text is `other`."""
-    return value if re.fullmatch(_KERNELS, value) else "other"
+    """ConvolutionKernel (0018,1210) where it is a vendor's known name; free text is `OTHER`."""
+    return value if re.fullmatch(_KERNELS, value) else OTHER

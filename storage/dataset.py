@@ -19,6 +19,7 @@ import pandas as pd
 
 from storage import volumes
 from storage.catalog import SCHEMA, Catalog, Commit, Row, rows_digest
+from storage.cohort import OTHER
 from storage.errors import Conflict, DatasetError
 from storage.location import Location
 from storage.provenance import code_version
@@ -203,7 +204,7 @@ def _patient_row(row: Row) -> PatientRow:
         spacing=(row.spacing_z or 0.0, row.spacing_y or 0.0, row.spacing_x or 0.0),
         anatomy=row.anatomy or "unknown",
         dose_fraction=row.dose_fraction,
-        vendor=row.vendor or "other",
+        vendor=row.vendor or OTHER,
         digest=row.digest or "",
         path=row.path or "",
         note=row.note,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.cohort import Role
+from storage.cohort import OTHER, Role
 from storage.frames import Frame, Stored, Vector
 from storage.headers import Record
 from storage.refusals import Code, Refused
@@ -65,7 +65,9 @@ class Series:
 
     Attributes:
         key: digest of the SeriesInstanceUID; `study`, `frame_of_reference`, `kernel_digest` alike.
-        thickness: SliceThickness in mm, of the first file.
+        kernel, thickness: ConvolutionKernel, and SliceThickness in mm; `other` and None where files
+            differ.
+        mixed: those of the two in which files differ.
         rows, columns: of every slice.
         spacing: (z, y, x) in mm; z is the median increment between slices.
         orientation: six direction cosines.
@@ -82,6 +84,7 @@ class Series:
     kernel: str
     kernel_digest: str
     thickness: float | None
+    mixed: tuple[str, ...]
     rows: int
     columns: int
     spacing: Vector
@@ -115,15 +118,19 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
     shift = _shift(placed[ranks], limits)
     first = records[0]
     spacing = images[0][2].spacing or ()
+    kernels = sorted({record.kernel_digest for record in records})
+    thicknesses = {record.thickness for record in records}
+    counts = {"kernel": len(kernels), "slice thickness": len(thicknesses)}
     return Series(
         role=first.role,
         key=first.series,
         study=first.study,
         frame_of_reference=first.frame_of_reference,
         vendor=first.vendor,
-        kernel=first.kernel,
-        kernel_digest=first.kernel_digest,
-        thickness=first.thickness,
+        kernel=first.kernel if len(kernels) == 1 else OTHER,
+        kernel_digest=" ".join(kernels),
+        thickness=first.thickness if len(thicknesses) == 1 else None,
+        mixed=tuple(name for name, count in counts.items() if count > 1),
         rows=first.rows,
         columns=first.columns,
         spacing=(round(increment, 4), *spacing),

@@ -83,8 +83,8 @@ class Record:
     frame_of_reference: str = ""
     anatomy: str = "unknown"
     dose_fraction: float | None = None
-    vendor: str = "other"
-    kernel: str = "other"
+    vendor: str = cohort.OTHER
+    kernel: str = cohort.OTHER
     kernel_digest: str = ""
     thickness: float | None = None
     rows: int = 0

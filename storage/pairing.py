@@ -314,7 +314,11 @@ def _preference(candidate: tuple[Series, Series, str]) -> tuple[bool, int, int, 
 
 def _differences(low: Series, full: Series) -> list[str]:
     """How the two images were reconstructed differently; the dose shall be all that differs."""
-    found = []
+    found = [
+        f"{dose} dose: slices differ in {' and '.join(series.mixed)}"
+        for dose, series in (("low", low), ("full", full))
+        if series.mixed
+    ]
     if low.kernel_digest != full.kernel_digest:
         found.append(f"kernels differ: low dose {low.kernel}, full dose {full.kernel}")
     thickness = low.thickness, full.thickness

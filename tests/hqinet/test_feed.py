@@ -18,10 +18,10 @@ from hqinet.feed import (
     FeedError,
     ResidentFeed,
     StreamingFeed,
+    WindowReader,
     choose_place,
     free_memory,
     open_feed,
-    read_batch,
 )
 from hqinet.noise import noise_level
 from hqinet.recipe import SamplingRecipe
@@ -53,7 +53,8 @@ def test_resident_and_streamed_samples_are_equal(patch: int | None, per_slice: i
     of = pairs()
     stream = order(of, patch=patch, patches_per_slice=per_slice)
     resident = list(ResidentFeed(of, stream, CPU).batches(SPANS))
-    streamed = [read_batch(of, stream, span) for span in SPANS]
+    reader = WindowReader(of, stream)
+    streamed = [reader.read(span) for span in SPANS]
     assert [b.low.shape[0] for b in resident] == [8, 8, 3]
     for one, other in zip(resident, streamed, strict=True):
         for a, b in zip(one, other, strict=True):

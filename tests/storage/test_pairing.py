@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import pydicom
 import pytest
 
 from storage.cohort import CohortRules, PatientRule
@@ -165,6 +166,19 @@ def test_a_pair_of_two_reconstructions_is_accepted_and_said(tmp_path, series, da
     (row,) = done.snapshot.patients()
     assert "kernels differ: low dose B30f, full dose B60f" in row.note
     assert "slice thickness differs: low dose 1 mm, full dose 5 mm" in row.note
+
+
+def test_a_series_of_several_reconstructions_has_none_and_it_is_said(
+    tmp_path, series, dataset, deliver
+):
+    source = write(series, tmp_path / "source")
+    file = sorted((source / "full").iterdir())[4]
+    image = pydicom.dcmread(file)
+    image.ConvolutionKernel, image.SliceThickness = "B60f", 7
+    image.save_as(file)
+    (row,) = deliver(dataset, source).admission.accepted
+    assert row.kernel == "other"
+    assert "full dose: slices differ in kernel and slice thickness" in row.note
 
 
 def test_of_two_studies_both_doses_are_of_one(tmp_path, series, dataset, deliver):
