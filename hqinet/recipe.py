@@ -73,6 +73,8 @@ class LossRecipe(_Section):
     """Of `1 - SSIM`."""
     per_noise: bool = False
     """Count errors in units of the low-dose slice's noise level."""
+    kept: float = Field(0.0, ge=0, lt=1)
+    """Share of the added noise that the network is to leave; none in the paper."""
     window: tuple[float, float] | None = None
     """Display window (level, width) in HU that images are clipped to first; none in the paper."""
 

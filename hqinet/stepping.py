@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hqinet.devices import fitting_batch
-from hqinet.losses import restoration_loss
+from hqinet.losses import restoration_loss, target
 from hqinet.ranks import Ranks
 from hqinet.recipe import Recipe
 from hqinet.state import State
@@ -62,7 +62,8 @@ def _backward(state: State, wrapped: nn.Module, sample: Sample, parts: int) -> T
     windows = windows.to(memory_format=torch.channels_last)
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=state.bf16):
         restored = wrapped(windows, noise)
-    loss = restoration_loss(state.recipe.loss, restored, full, noise).mean() / parts
+    recipe = state.recipe.loss
+    loss = restoration_loss(recipe, restored, target(recipe, windows, full), noise).mean() / parts
     loss.backward()
     return loss.detach()
 

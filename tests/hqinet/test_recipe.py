@@ -29,7 +29,14 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
             "output": "direct",
             "init": "paper",
         },
-        "loss": {"l1": 0.85, "mse": 0.0, "ssim": 0.15, "per_noise": False, "window": None},
+        "loss": {
+            "l1": 0.85,
+            "mse": 0.0,
+            "ssim": 0.15,
+            "per_noise": False,
+            "kept": 0.0,
+            "window": None,
+        },
         "optimiser": {"learning_rate": 0.01, "weight_decay": 0.0, "clip": None, "ema": None},
         "schedule": {
             "epochs": 20,

@@ -105,6 +105,22 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return run(tmp_path_factory.mktemp("uninterrupted"))
 
 
+def test_noise_that_is_to_be_kept_is_no_error(tmp_path: Path) -> None:
+    network = {"network": "hqinet", "width": 0.0625, "norm": "none", "output": "residual"}
+    losses = []
+    for kept in (0.0, 0.25):
+        watcher = Watcher()
+        short = recipe(
+            model=network,
+            loss={"kept": kept},
+            schedule={"epochs": 1, "steps_per_epoch": 1, "warmup_steps": 0},
+        )
+        run(tmp_path / str(kept), short, watcher)
+        losses.append(watcher.steps[0][2]["loss"])
+    # An untrained residual network returns its input, whose error is the added noise.
+    assert losses[1] == pytest.approx(0.75 * losses[0])
+
+
 def test_training_learns_and_reports(tmp_path: Path) -> None:
     watcher = Watcher()
     longer = recipe(
