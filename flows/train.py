@@ -169,7 +169,10 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
         told.append(number)
         pass_on()
 
-    asked = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    # A hangup that `nohup` has turned off stays so. Ctrl-C, which a script turns off for what runs
+    # in its background, is heeded, as in one process: a child ignores what is ignored here.
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    asked = [number for number in STOPS if number != signal.SIGHUP or not deaf]
     before = {number: signal.signal(number, stop) for number in asked}
     try:
         # A group of its own, which the terminal's signals do not reach.

@@ -236,7 +236,8 @@ def _read_here(span: Span) -> list[NDArray[Any]]:
 class WindowReader:
     """Reads samples from the stacks, decoding a window once for successive samples of it.
 
-    A slice's noise level takes nearly as long to measure as the slice takes to read; it is kept.
+    Both noise levels of a window take nearly as long to measure as its slices to read: they are
+    kept.
     """
 
     def __init__(self, pairs: Sequence[VolumePair], order: SampleOrder) -> None:

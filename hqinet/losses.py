@@ -55,9 +55,9 @@ def target(recipe: LossRecipe, windows: Tensor, full: Tensor) -> Tensor:
     """Return what a window is to become: the full dose, with `recipe.kept` of the added noise.
 
     A network learns which share of a slice's noise is its own and not the full dose's from the
-    patients it is trained on, and takes too much from one whose full dose is noisier. Less is then
-    lost than is gained: the error of a restored slice is a parabola in what is taken, and at its
-    bottom a tenth less costs next to nothing.
+    patients it is trained on, and takes too much from one whose full dose is noisier. The error
+    of a restored slice is a parabola in what is taken: a little less costs little where the network
+    is right, and gains much where it takes too much.
 
     `windows`: (n, 3, h, w); `full`: (n, 1, h, w); returns (n, 1, h, w).
     """

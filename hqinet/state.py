@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -135,9 +136,9 @@ def resume(state: State, path: Path) -> None:
         content = load_checkpoint(path)
     except CheckpointError as error:
         raise TrainingError(f"{error}; delete it to train from the start") from error
-    now = state.recipe.model_dump(mode="json")
-    if content["recipe"] != now:
-        changed = ", ".join(_differences(content["recipe"], now))
+    then, now = _complete(content["recipe"]), state.recipe.model_dump(mode="json")
+    if then != now:
+        changed = ", ".join(_differences(then, now))
         raise TrainingError(
             f"{path} was made by another recipe ({changed}); train in a new folder, or resume "
             "with the recipe it was started with"
@@ -147,6 +148,14 @@ def resume(state: State, path: Path) -> None:
         other += [item for item in content["data"] if item not in state.data]
         raise TrainingError(f"{path} was trained on other volumes: {other}; train in a new folder")
     state.restore(content)
+
+
+def _complete(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Give keys that came later than a checkpoint the value that their absence stands for."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

@@ -66,7 +66,7 @@ class Series:
     Attributes:
         key: digest of the SeriesInstanceUID; `study`, `frame_of_reference`, `kernel_digest` alike.
         kernel, thickness: ConvolutionKernel, and SliceThickness in mm; `other` and None where files
-            differ.
+            that have them differ.
         mixed: those of the two in which files differ.
         rows, columns: of every slice.
         spacing: (z, y, x) in mm; z is the median increment between slices.
@@ -118,8 +118,8 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
     shift = _shift(placed[ranks], limits)
     first = records[0]
     spacing = images[0][2].spacing or ()
-    kernels = sorted({record.kernel_digest for record in records})
-    thicknesses = {record.thickness for record in records}
+    kernels = {r.kernel_digest: r.kernel for r in records if r.kernel_digest}
+    thicknesses = {r.thickness for r in records if r.thickness is not None}
     counts = {"kernel": len(kernels), "slice thickness": len(thicknesses)}
     return Series(
         role=first.role,
@@ -127,9 +127,9 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
         study=first.study,
         frame_of_reference=first.frame_of_reference,
         vendor=first.vendor,
-        kernel=first.kernel if len(kernels) == 1 else OTHER,
-        kernel_digest=" ".join(kernels),
-        thickness=first.thickness if len(thicknesses) == 1 else None,
+        kernel=next(iter(kernels.values())) if len(kernels) == 1 else OTHER,
+        kernel_digest=" ".join(sorted(kernels)),
+        thickness=next(iter(thicknesses)) if len(thicknesses) == 1 else None,
         mixed=tuple(name for name, count in counts.items() if count > 1),
         rows=first.rows,
         columns=first.columns,

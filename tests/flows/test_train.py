@@ -157,17 +157,22 @@ def test_several_processes_save_when_told_to_stop(
     assert registry_of(command)._client.get_run(run.name).info.status == "KILLED"
 
 
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
 def test_told_to_stop_before_they_begin_several_processes_are_not_tried_again(
-    cohort, home, tmp_path, monkeypatch
+    ctrl_c, cohort, home, tmp_path, monkeypatch
 ):
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\nkill -TERM $PPID\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr("flows.train.sys.executable", str(program))
-    job = training_job.Job(run="early", commit=1, recipe=load_recipe("fast"), device="cpu")
+    job = training_job.Job(run=tmp_path.name, commit=1, recipe=load_recipe("fast"), device="cpu")
     job.folder.mkdir(parents=True)
-    with pytest.raises(TrainingInterruptedError, match="told to stop"):
-        fit_distributed(job, 2, uuid4())
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(TrainingInterruptedError, match="told to stop"):
+            fit_distributed(job, 2, uuid4())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def registry_of(command) -> Registry:

@@ -62,6 +62,14 @@ def test_resident_and_streamed_samples_are_equal(patch: int | None, per_slice: i
             assert torch.equal(a, b)
 
 
+def test_the_noise_of_a_slice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = pairs()
+    reader = WindowReader(of, order(of, patches_per_slice=1))
+    batch = reader.read((0, 64))
+    monkeypatch.setattr(feed, "noise_level", None)
+    assert torch.equal(reader.read((0, 64)).noise, batch.noise)
+
+
 def test_spawned_workers_read_zarr_in_order(tmp_path: Path) -> None:
     of = []
     for pair in pairs():

@@ -372,6 +372,16 @@ def test_another_error_is_not_called_memory(
         run(tmp_path)
 
 
+def test_a_checkpoint_from_before_a_key_of_the_recipe_came_is_continued(tmp_path: Path) -> None:
+    run(tmp_path)
+    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del content["recipe"]["loss"]["kept"]
+    torch.save(content, tmp_path / CHECKPOINT)
+    assert run(tmp_path).steps == 8
+    with pytest.raises(TrainingError, match=r"another recipe \(loss.kept: 0.0 -> 0.5\)"):
+        run(tmp_path, recipe(loss={"kept": 0.5}))
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(TrainingError, match=r"another recipe \(optimiser.clip: 1.0 -> 2.0, seed"):

@@ -171,14 +171,37 @@ def test_a_pair_of_two_reconstructions_is_accepted_and_said(tmp_path, series, da
 def test_a_series_of_several_reconstructions_has_none_and_it_is_said(
     tmp_path, series, dataset, deliver
 ):
-    source = write(series, tmp_path / "source")
-    file = sorted((source / "full").iterdir())[4]
-    image = pydicom.dcmread(file)
+    about = {"attributes": {"ConvolutionKernel": "B30f", "SliceThickness": 3}}
+    source = write(series, tmp_path / "source", low=about, full=about)
+    first, second, *_ = sorted((source / "full").iterdir())
+    image = pydicom.dcmread(first)
+    # What is absent is no other reconstruction.
+    del image.ConvolutionKernel, image.SliceThickness
+    image.save_as(first)
+    (row,) = deliver(dataset, source).admission.accepted
+    assert (row.kernel, row.note) == ("B30f", None)
+    image = pydicom.dcmread(second)
     image.ConvolutionKernel, image.SliceThickness = "B60f", 7
-    image.save_as(file)
+    image.save_as(second)
     (row,) = deliver(dataset, source).admission.accepted
     assert row.kernel == "other"
-    assert "full dose: slices differ in kernel and slice thickness" in row.note
+    assert row.note == "full dose: slices differ in kernel and slice thickness"
+
+
+def test_a_pair_with_a_stray_slice_is_no_worse_than_one_of_two_kernels(
+    tmp_path, series, dataset, deliver
+):
+    low = series("L001", "low", low=True, slices=12, attributes={"ConvolutionKernel": "B30f"})
+    low.write(tmp_path / "source" / "low")
+    for seed, (kernel, slices) in enumerate((("B30f", 12), ("B60f", 11))):
+        about = {"attributes": {"ConvolutionKernel": kernel}, "slices": slices}
+        series("L001", f"full {seed}", seed=seed, **about).write(tmp_path / "source" / f"f{seed}")
+    file = sorted((tmp_path / "source" / "f0").iterdir())[4]
+    image = pydicom.dcmread(file)
+    image.ConvolutionKernel = "B60f"
+    image.save_as(file)
+    (row,) = deliver(dataset, tmp_path / "source").admission.accepted
+    assert (row.slices, row.note.split(";")[0]) == (12, "full dose: slices differ in kernel")
 
 
 def test_of_two_studies_both_doses_are_of_one(tmp_path, series, dataset, deliver):
