@@ -1,22 +1,17 @@
-"""Where training samples come from: volumes resident in memory, or streamed by worker processes.
+"""Where training samples come from: volumes resident in memory, or windows streamed from the store.
 
 Both feeds give the same samples for the same numbers. Resident volumes are int16 on the device
-that trains, or in main memory, and crops are cut from them there. Streaming reads windows from
-the stacks (Zarr) in spawned processes, several crops a decoded window.
+that trains, or in main memory, and crops are cut from them there. Streaming reads windows in
+threads, which decode beside each other, and holds those that are in use.
 """
 
 import logging
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import psutil
@@ -25,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from hqinet.errors import HqinetError
 from hqinet.intensity import AIR_HU
 from hqinet.noise import noise_level
 from hqinet.sampling import (
@@ -48,12 +42,7 @@ MEMORY_SHARE = 0.6
 """Of the free main memory that volumes may take."""
 _SLICES_AT_ONCE = 32
 _READERS = 8
-_BATCHES_AHEAD = 4
-"""For each worker process."""
-
-
-class FeedError(HqinetError):
-    """Samples cannot be read just now; the message is one line. Another try may do."""
+_WINDOWS_AHEAD = 32
 
 
 def open_feed(
@@ -73,7 +62,7 @@ def open_feed(
         device.type,
         in_memory / 1e9,
         {"device": "resident on the device", "memory": "resident in main memory"}.get(
-            place, "streamed by worker processes"
+            place, "streamed from the store"
         ),
     )
     if place == "stream":
@@ -117,6 +106,30 @@ def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(min(available, limit - used + int(statistics.get("inactive_file", 0))), 0)
 
 
+class Window(NamedTuple):
+    """Three slices of one patient, padded to the crop."""
+
+    low: Tensor
+    """(3, rows, columns) int16 HU"""
+    full: Tensor
+    """(3, rows, columns) int16 HU"""
+    noise: Tensor
+    """(2,) float32 HU: noise level of the low-dose and the full-dose middle slice"""
+
+
+def _cut(draws: Sequence[Draw], windows: Sequence[Window], crop: tuple[int, int]) -> Batch:
+    """Return the samples that `draws` name, each from its window."""
+    rows, columns = crop
+    low, full = [], []
+    for draw, window in zip(draws, windows, strict=True):
+        inside_rows = slice(draw.row, draw.row + rows)
+        inside_columns = slice(draw.column, draw.column + columns)
+        low.append(window.low[:, inside_rows, inside_columns])
+        full.append(window.full[:, inside_rows, inside_columns])
+    noise = torch.stack([window.noise for window in windows])
+    return Batch(torch.stack(low), torch.stack(full), noise, *augmentation(draws))
+
+
 class ResidentFeed:
     """Volumes as int16 tensors on one device, samples cut and gathered there."""
 
@@ -139,25 +152,15 @@ class ResidentFeed:
 
     def batches(self, spans: Iterable[Span]) -> Iterator[Batch]:
         """Yield one batch for each span of sample numbers."""
-        rows, columns = self.order.crop
         for first, count in spans:
             draws = self.order.draw(first, count)
-            low, full = (
-                torch.stack(
-                    [
-                        # Edge slices are stored twice, so a window is always three in a row.
-                        volumes[d.pair][
-                            d.middle : d.middle + 3,
-                            d.row : d.row + rows,
-                            d.column : d.column + columns,
-                        ]
-                        for d in draws
-                    ]
-                )
-                for volumes in (self.low, self.full)
-            )
-            noise = torch.stack([self.noise[d.pair][d.middle] for d in draws])
-            yield Batch(low, full, noise, *augmentation(draws))
+            yield _cut(draws, [self._window(draw) for draw in draws], self.order.crop)
+
+    def _window(self, draw: Draw) -> Window:
+        # Edge slices are stored twice, so a window is always three in a row.
+        inside = slice(draw.middle, draw.middle + 3)
+        low, full = self.low[draw.pair][inside], self.full[draw.pair][inside]
+        return Window(low, full, self.noise[draw.pair][draw.middle])
 
 
 def _padded(volume: Tensor, crop: tuple[int, int]) -> Tensor:
@@ -172,110 +175,72 @@ def _filled(volume: Tensor, crop: tuple[int, int]) -> Tensor:
 
 
 class StreamingFeed:
-    """Samples read from the stacks by spawned worker processes."""
+    """Windows read from the stacks by threads, samples cut from them.
 
-    def __init__(
-        self, pairs: Sequence[VolumePair], order: SampleOrder, workers: int | None = None
-    ) -> None:
-        self.pairs, self.order = pairs, order
-        self.workers = workers or max((os.cpu_count() or 2) - 1, 1)
-
-    def batches(self, spans: Iterable[Span]) -> Iterator[Batch]:
-        """Yield one batch for each span of sample numbers, reading some ahead."""
-        spans = iter(spans)
-        # Not torch's DataLoader: stopped early, its workers abort and the abort is raised in the
-        # main thread, wherever that is, which may be while a checkpoint is written.
-        pool = ProcessPoolExecutor(
-            self.workers,
-            multiprocessing.get_context("spawn"),
-            _start_reader,
-            (self.pairs, self.order),
-        )
-        with pool:
-            try:
-                ahead = deque(
-                    pool.submit(_read_here, span)
-                    for span in islice(spans, _BATCHES_AHEAD * self.workers)
-                )
-                while ahead:
-                    yield Batch(*map(torch.from_numpy, ahead.popleft().result()))
-                    ahead.extend(pool.submit(_read_here, span) for span in islice(spans, 1))
-            except BrokenProcessPool as error:
-                raise FeedError(
-                    "a process that reads samples was killed, most likely for memory; "
-                    "the last checkpoint continues the run"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
-_here: list["WindowReader"] = []
-"""What a worker process reads with."""
-
-
-def _start_reader(pairs: Sequence[VolumePair], order: SampleOrder) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _here.append(WindowReader(pairs, order))
-
-
-def _leave_with_parent() -> None:
-    """End this process when its parent is gone: a killed parent cannot tell it to."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _read_here(span: Span) -> list[NDArray[Any]]:
-    """Return a batch as arrays: tensors would travel through shared memory files."""
-    return [part.numpy() for part in _here[0].read(span)]
-
-
-class WindowReader:
-    """Reads samples from the stacks, decoding a window once for successive samples of it.
-
-    Both noise levels of a window take nearly as long to measure as its slices to read: they are
-    kept.
+    Reading and decoding is what costs: a window is held until no sample that is asked for is cut
+    from it.
     """
 
     def __init__(self, pairs: Sequence[VolumePair], order: SampleOrder) -> None:
         self.pairs, self.order = pairs, order
-        self._noise: dict[tuple[int, int], Tensor] = {}
 
-    def read(self, span: Span) -> Batch:
-        """Return the samples of `span`."""
-        draws = self.order.draw(*span)
-        rows, columns = self.order.crop
-        low, full, noise = [], [], []
-        before: Draw | None = None
+    def batches(self, spans: Iterable[Span]) -> Iterator[Batch]:
+        """Yield one batch for each span of sample numbers, reading some ahead."""
+        # A window in use comes again within `windows_held` samples.
+        ahead = max(self.order.windows_held, _WINDOWS_AHEAD * self.order.recipe.patches_per_slice)
+        asked, samples = deque[list[Draw]](), 0
+        with _Windows(self.pairs, self.order.crop) as windows:
+            for draws in (self.order.draw(*span) for span in spans):
+                windows.ask(draws)
+                asked.append(draws)
+                samples += len(draws)
+                while samples > ahead:
+                    samples -= len(asked[0])
+                    yield self._cut(asked.popleft(), windows)
+            while asked:
+                yield self._cut(asked.popleft(), windows)
+
+    def _cut(self, draws: list[Draw], windows: "_Windows") -> Batch:
+        return _cut(draws, [windows.take(draw) for draw in draws], self.order.crop)
+
+
+class _Windows:
+    """The windows that samples are asked from, each read once."""
+
+    def __init__(self, pairs: Sequence[VolumePair], crop: tuple[int, int]) -> None:
+        self.pairs, self.crop = pairs, crop
+        self.held: dict[int, Future[Window]] = {}
+        self.uses = Counter[int]()
+
+    def __enter__(self) -> Self:
+        self.readers = ThreadPoolExecutor(_READERS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.readers.shutdown(cancel_futures=True)
+
+    def ask(self, draws: Sequence[Draw]) -> None:
+        """Have the windows of these samples read."""
         for draw in draws:
-            if before is None or not _same_window(before, draw):
-                window = self._window(draw.pair, draw.middle)
-            before = draw
-            crop = (
-                slice(None),
-                slice(draw.row, draw.row + rows),
-                slice(draw.column, draw.column + columns),
-            )
-            low.append(window[0][crop])
-            full.append(window[1][crop])
-            noise.append(window[2])
-        stacked = (torch.stack(parts) for parts in (low, full, noise))
-        return Batch(*stacked, *augmentation(draws))
+            if draw.window not in self.held:
+                self.held[draw.window] = self.readers.submit(self._read, draw.pair, draw.middle)
+            self.uses[draw.window] += 1
 
-    def _window(self, number: int, middle: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return both doses of a window, filled to the crop, and the middle slices' levels."""
-        pair, key = self.pairs[number], (number, middle)
-        low, full = (torch.from_numpy(read_window(s, middle)) for s in (pair.low, pair.full))
-        if key not in self._noise:
-            self._noise[key] = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
-        return _filled(low, self.order.crop), _filled(full, self.order.crop), self._noise[key]
+    def take(self, draw: Draw) -> Window:
+        """Return the window of a sample that was asked for, and forget it with its last one."""
+        window = self.held[draw.window].result()
+        self.uses[draw.window] -= 1
+        if not self.uses[draw.window]:
+            del self.held[draw.window], self.uses[draw.window]
+        return window
 
-
-def _same_window(one: Draw, other: Draw) -> bool:
-    return (one.pair, one.middle) == (other.pair, other.middle)
+    def _read(self, number: int, middle: int) -> Window:
+        pair = self.pairs[number]
+        low, full = (
+            torch.from_numpy(read_window(stack, middle)) for stack in (pair.low, pair.full)
+        )
+        noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
+        return Window(_filled(low, self.crop), _filled(full, self.crop), noise)
 
 
 def read_window(stack: SliceStack, middle: int) -> NDArray[np.int16]:

@@ -25,12 +25,12 @@ def noise_level(hu: Tensor) -> Tensor:
 
     `hu`: (n, rows, columns), any real dtype, in HU; returns (n,) float32, at least `FLOOR_HU`.
     """
-    hu = hu.float()
-    padded = F.pad(hu[:, None], (_SPACING,) * 4, mode="replicate")[:, 0]
-    response = _every_second(_laplacian_difference(padded).abs())
-    tissue = _every_second(hu) > BODY_HU
-    body = torch.where(tissue, response, torch.nan).flatten(1).nanmedian(dim=1).values
-    median = torch.where(body.isnan(), response.flatten(1).median(dim=1).values, body)
+    padded = F.pad(hu.float()[:, None], (_SPACING,) * 4, mode="replicate")
+    sparse = _every_second(padded)[:, 0]
+    response = _laplacian_difference(sparse, spacing=1).abs().flatten(1)
+    body = (sparse[:, 1:-1, 1:-1] > BODY_HU).flatten(1)
+    judged = body | ~body.any(dim=1, keepdim=True)
+    median = torch.where(judged, response, torch.nan).nanmedian(dim=1).values
     return (median * (_MAD_TO_SD / _SD_OF_MASK)).clamp_min(FLOOR_HU)
 
 
@@ -52,7 +52,7 @@ def whiten(noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     mixed = (1 - part).sqrt() * noise + part.sqrt() * white
     middle = noise.shape[1] // 2
     before, after = (
-        _laplacian_difference(x[:, middle]).square().mean((1, 2)) for x in (noise, mixed)
+        _laplacian_difference(x[:, middle], _SPACING).square().mean((1, 2)) for x in (noise, mixed)
     )
     return mixed, torch.where(before > 0, (after / before).sqrt(), 1.0)
 
@@ -63,21 +63,21 @@ def _interleaved(size: int, device: torch.device) -> Tensor:
     )
 
 
-def _laplacian_difference(x: Tensor) -> Tensor:
-    """`(n, rows, columns) -> (n, rows - 2 _SPACING, columns - 2 _SPACING)`."""
-    return _second_difference(_second_difference(x, dim=1), dim=2)
+def _laplacian_difference(x: Tensor, spacing: int) -> Tensor:
+    """`(n, rows, columns) -> (n, rows - 2 spacing, columns - 2 spacing)`."""
+    return _second_difference(_second_difference(x, 1, spacing), 2, spacing)
 
 
-def _second_difference(x: Tensor, dim: int) -> Tensor:
-    size = x.shape[dim] - 2 * _SPACING
-    before, centre, after = (x.narrow(dim, i * _SPACING, size) for i in range(3))
+def _second_difference(x: Tensor, dim: int, spacing: int) -> Tensor:
+    size = x.shape[dim] - 2 * spacing
+    before, centre, after = (x.narrow(dim, i * spacing, size) for i in range(3))
     return before - 2 * centre + after
 
 
 def _every_second(x: Tensor) -> Tensor:
-    """Return every second row and column: a quarter of the pixels, for the median to be quick.
+    """Return every second row and column: taps two pixels apart need no others.
 
-    Pooling over one pixel, because torch.export cannot follow the strides of `x[:, ::2, ::2]` for
-    both odd and even sizes.
+    Pooling over one pixel, because torch.export cannot follow the strides of `x[..., ::2, ::2]`
+    for both odd and even sizes.
     """
-    return F.max_pool2d(x[:, None], kernel_size=1, stride=2)[:, 0]
+    return F.max_pool2d(x, kernel_size=1, stride=2)

@@ -130,7 +130,7 @@ class SamplingRecipe(_Section):
     patch: PositiveInt | None = None
     """Side of the square crops in pixels; None: whole slices."""
     patches_per_slice: PositiveInt = 1
-    """Successive samples cut from the same three slices, to read and decode them once."""
+    """Samples cut from the same three slices, some batches apart, to read and decode them once."""
     balance: Literal["slices", "patients"] = "slices"
     """What is equally likely to be drawn."""
     flips: bool = False
@@ -143,8 +143,6 @@ class SamplingRecipe(_Section):
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SamplingRecipe":
-        if self.batch % self.patches_per_slice:
-            raise ValueError("batch must be a multiple of patches_per_slice")
         if self.micro_batch is not None and self.batch % self.micro_batch:
             raise ValueError("batch must be a multiple of micro_batch")
         if self.white and (self.patch is None or self.patch < SMALLEST_OF_WHITENING):

@@ -21,6 +21,8 @@ _STREAMS = {"sample": 0, "slice": 1, "order": 2}
 """Second word of Philox's key: independent streams of numbers under one seed."""
 _UNIFORMS = 8
 _UNIFORMS_PER_COUNT = 4
+_WINDOWS_HELD = 8
+"""For each place in the batch; a window comes again every so many batches."""
 
 
 class SliceStack(Protocol):
@@ -81,6 +83,8 @@ def crop_size(recipe: SamplingRecipe, pairs: Sequence[VolumePair]) -> tuple[int,
 class Draw:
     """What one sample is: whose slice, which crop, how it is augmented."""
 
+    window: int
+    """Number of the window in the order in which windows first come."""
     pair: int
     middle: int
     row: int
@@ -95,8 +99,10 @@ class SampleOrder:
     """The numbered stream of samples over some patients.
 
     `slices`: every slice comes once in each pass, in an order shuffled by pass. `patients`: every
-    patient comes once in each round, with a slice drawn at random. Successive numbers share a
-    slice where the recipe cuts several patches from it.
+    patient comes once in each round, with a slice drawn at random. Where the recipe cuts several
+    patches from a slice, its window comes once every `windows_held / batch` batches until they are
+    cut; then the next takes its place. So a batch is of as many windows as samples, and few
+    windows are in use at once.
     """
 
     def __init__(self, recipe: SamplingRecipe, pairs: Sequence[VolumePair], seed: int) -> None:
@@ -105,7 +111,9 @@ class SampleOrder:
         self.matrices = [pair.matrix for pair in pairs]
         self.counts = [pair.slices for pair in pairs]
         self.starts = np.cumsum([0, *self.counts])
+        self.windows_held = recipe.batch * min(recipe.patches_per_slice, _WINDOWS_HELD)
         self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._slices: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         """Return the number of slices, which is the number of samples in the paper's epoch."""
@@ -117,13 +125,19 @@ class SampleOrder:
         return [self._draw(first + i, row) for i, row in enumerate(uniforms.tolist())]
 
     def _draw(self, number: int, uniforms: list[float]) -> Draw:
-        pair, middle = self._slice(number // self.recipe.patches_per_slice)
+        window = self._window(number)
+        if window not in self._slices:
+            if len(self._slices) >= 4 * self.windows_held:
+                self._slices.clear()
+            self._slices[window] = self._slice(window)
+        pair, middle = self._slices[window]
         row, column, flip_rows, flip_columns, dose, white, *_ = uniforms
         rows, columns = self.matrices[pair]
         # Whitening would carry noise into the air that fills up a slice smaller than the crop.
         whole = rows >= self.crop[0] and columns >= self.crop[1]
         low, high = self.recipe.dose or (1.0, 1.0)
         return Draw(
+            window=window,
             pair=pair,
             middle=middle,
             row=int(row * (max(rows - self.crop[0], 0) + 1)),
@@ -133,6 +147,17 @@ class SampleOrder:
             dose=low + dose * (high - low),
             white=white**2 * self.recipe.white if whole else 0.0,
         )
+
+    def _window(self, number: int) -> int:
+        """Return which window sample `number` is cut from.
+
+        The windows held take turns and are replaced one after the other. Their number is a
+        multiple of the batch, so that every rank of a distributed run reads its own.
+        """
+        held, patches = self.windows_held, self.recipe.patches_per_slice
+        turn, place = divmod(number, held)
+        replaced = (turn + place * patches // held) // patches
+        return replaced * held + place
 
     def _slice(self, number: int) -> tuple[int, int]:
         """Return the patient and the middle slice of window `number`."""

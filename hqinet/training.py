@@ -22,7 +22,7 @@ from torch import nn
 
 from hqinet.checkpoint import remove_drafts, save_checkpoint
 from hqinet.devices import bf16_is_faster, fitting_batch, pick_device
-from hqinet.feed import FeedError, Span, open_feed
+from hqinet.feed import Span, open_feed
 from hqinet.model import build
 from hqinet.ranks import Ranks
 from hqinet.recipe import Recipe
@@ -182,14 +182,7 @@ class _Loop:
         state, saved = self.state, self.state.seconds
         samples = _one_ahead(batches, self.ranks.device)
         while not state.finished:
-            try:
-                batch = list(islice(samples, self.share // state.micro_batch))
-            except FeedError as error:
-                # A signal to the whole process group ends the readers before this step.
-                if not stop.received:
-                    raise
-                self._save()
-                raise self._interrupted() from error
+            batch = list(islice(samples, self.share // state.micro_batch))
             asked = self._step(batch, stop)
             over = state.step == self.steps or self._progress() >= 1
             if over or state.step % self.steps_per_epoch == 0:

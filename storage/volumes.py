@@ -23,6 +23,7 @@ from zarr.storage import LocalStore, ObjectStore
 
 from storage.errors import DatasetError
 from storage.location import Location, storage_errors
+from storage.slices import Slices
 
 FORMAT = 1
 AIR = -1024
@@ -36,20 +37,19 @@ _ADDRESS_LENGTH = 32
 
 @dataclass(frozen=True)
 class Volume:
-    """One pair of the dataset, read lazily; picklable, so that spawned workers can read it.
+    """One pair of the dataset, read lazily; picklable, so that other processes can read it.
 
     Attributes:
         spacing: (z, y, x) in mm; z is the slice increment, not the slice thickness.
         positions: mm along the slice normal, ascending, one for each slice.
-        low, full: int16 HU, (slice, row, column).
     """
 
     patient: str
     anatomy: str
     spacing: tuple[float, float, float]
     positions: tuple[float, ...]
-    low: zarr.Array
-    full: zarr.Array
+    low: Slices
+    full: Slices
 
 
 @dataclass(frozen=True)
@@ -266,22 +266,20 @@ def digest(location: Location, path: str) -> str:
         DatasetError: it is not there, or its bytes are not those that were written.
     """
     group = open_group(location, path)
-    with storage_errors(f"{location}/{path}"):
-        digests = {dose: _array_digest(group[dose], f"{location}/{path}/{dose}") for dose in DOSES}
+    digests = {dose: _slices_digest(_slices(location, path, group, dose)) for dose in DOSES}
     return _digest(group.attrs.asdict(), digests)
 
 
-def _array_digest(array: zarr.Array, name: str) -> str:
-    hasher = Hasher(array.shape)
-    for start in range(0, array.shape[0], SHARD_SLICES):
-        try:
-            hasher.add(array[start : start + SHARD_SLICES])
-        except (ValueError, RuntimeError) as error:
-            raise DatasetError(
-                f"{name}: slices from {start} on are damaged ({error}): remove the folder of the "
-                "volume and ingest the cohort again to write it anew"
-            ) from error
+def _slices_digest(slices: Slices) -> str:
+    hasher = Hasher(slices.shape)
+    for start in range(0, slices.shape[0], SHARD_SLICES):
+        hasher.add(slices[start : start + SHARD_SLICES])
     return hasher.digest()
+
+
+def _slices(location: Location, path: str, group: zarr.Group, dose: str) -> Slices:
+    array = group[dose]
+    return Slices(location.child(f"{path}/{dose}"), array.shape, array.shards[0])
 
 
 def _digest(description: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
@@ -298,6 +296,6 @@ def open_volume(location: Location, path: str, patient: str) -> Volume:
         anatomy=about["anatomy"],
         spacing=tuple(about["spacing"]),
         positions=tuple(about["positions"]),
-        low=group["low"],
-        full=group["full"],
+        low=_slices(location, path, group, "low"),
+        full=_slices(location, path, group, "full"),
     )

@@ -15,9 +15,9 @@ from flows.ingest import ingest
 from flows.settings import TrainSettings
 from flows.train import fit_distributed, train
 from hqinet.checkpoint import load_checkpoint, load_network
-from hqinet.feed import FeedError
 from hqinet.recipe import load_recipe
 from hqinet.stopping import TrainingInterruptedError
+from storage.errors import StorageError
 from storage.registry import DatasetInputs, Registry
 
 
@@ -37,7 +37,7 @@ def test_a_failed_task_goes_on_from_its_checkpoint(cohort, home, tiny_recipe, mo
     def fail_once(self, step, total, metrics):
         steps.append(step)
         if steps.count(5) == 1 and step == 5:
-            raise FeedError("a process that reads samples was killed")
+            raise StorageError("the store did not answer")
         observe(self, step, total, metrics)
 
     monkeypatch.setattr(training_job.MlflowObserver, "on_step", fail_once)

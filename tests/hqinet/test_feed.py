@@ -1,24 +1,18 @@
 """Both feeds give the same samples; the place is chosen by memory and said."""
 
 import logging
-import multiprocessing
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import zarr
 
 from hqinet import feed
 from hqinet.feed import (
-    FeedError,
     ResidentFeed,
     StreamingFeed,
-    WindowReader,
     choose_place,
     free_memory,
     open_feed,
@@ -28,7 +22,6 @@ from hqinet.recipe import SamplingRecipe
 from hqinet.sampling import SampleOrder, VolumePair
 
 CPU = torch.device("cpu")
-SPANS = [(0, 8), (8, 8), (40, 3)]
 
 
 def volumes(seed: int, shape: tuple[int, int, int]) -> VolumePair:
@@ -47,105 +40,74 @@ def order(of: list[VolumePair], **recipe: Any) -> SampleOrder:
     return SampleOrder(SamplingRecipe(**values), of, seed=3)
 
 
-@pytest.mark.parametrize("per_slice", [1, 4])
 @pytest.mark.parametrize("patch", [24, None])
+@pytest.mark.parametrize("per_slice", [1, 12])
 def test_resident_and_streamed_samples_are_equal(patch: int | None, per_slice: int) -> None:
     of = pairs()
     stream = order(of, patch=patch, patches_per_slice=per_slice)
-    resident = list(ResidentFeed(of, stream, CPU).batches(SPANS))
-    reader = WindowReader(of, stream)
-    streamed = [reader.read(span) for span in SPANS]
-    assert [b.low.shape[0] for b in resident] == [8, 8, 3]
+    spans = [(8 * i, 8) for i in range(100)] + [(2000, 3)]
+    resident = list(ResidentFeed(of, stream, CPU).batches(spans))
+    streamed = list(StreamingFeed(of, stream).batches(spans))
+    assert [b.low.shape[0] for b in resident] == [8] * 100 + [3]
     for one, other in zip(resident, streamed, strict=True):
         for a, b in zip(one, other, strict=True):
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
 
 
-def test_the_noise_of_a_slice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class Counted:
+    """A stack that counts how often it is read."""
+
+    def __init__(self, hu: np.ndarray) -> None:
+        self.hu, self.shape, self.reads = hu, hu.shape, 0
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        self.reads += 1
+        return self.hu[index]
+
+
+def test_a_window_is_read_once_and_held_no_longer_than_it_is_used() -> None:
+    plain = volumes(0, (30, 24, 24))
+    of = [VolumePair("P0", "chest", Counted(plain.low), Counted(plain.full))]
+    stream = order(of, patches_per_slice=32)
+    draws = stream.draw(0, 8 * 8 * 32 * 3)
+    held = []
+    with feed._Windows(of, stream.crop) as windows:
+        for i in range(0, len(draws) + stream.windows_held, 8):
+            windows.ask(draws[i : i + 8])
+            since = i - stream.windows_held
+            for draw in draws[max(since, 0) : max(since + 8, 0)]:
+                windows.take(draw)
+            held.append(len(windows.held))
+    assert of[0].low.reads == len({draw.window for draw in draws})
+    assert max(held) < 1.2 * stream.windows_held
+    assert held[-1] == 0
+
+
+class Lost:
+    """A stack whose store does not answer."""
+
+    shape = (30, 24, 24)
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        raise OSError("the store does not answer")
+
+
+def test_what_reading_raises_ends_the_feed() -> None:
+    of = [VolumePair("P0", "chest", Lost(), Lost())]
+    batches = StreamingFeed(of, order(of)).batches([(0, 8)])
+    with pytest.raises(OSError, match="does not answer"):
+        next(batches)
+
+
+def test_a_feed_that_is_left_early_leaves_no_thread() -> None:
+    before = threading.active_count()
     of = pairs()
-    reader = WindowReader(of, order(of, patches_per_slice=1))
-    batch = reader.read((0, 64))
-    monkeypatch.setattr(feed, "noise_level", None)
-    assert torch.equal(reader.read((0, 64)).noise, batch.noise)
-
-
-def test_spawned_workers_read_zarr_in_order(tmp_path: Path) -> None:
-    of = []
-    for pair in pairs():
-        group = zarr.open_group(tmp_path / pair.patient, mode="w")
-        low, full = (
-            group.create_array(name, data=data, chunks=(1, *data.shape[1:]))
-            for name, data in (("low", pair.low), ("full", pair.full))
-        )
-        of.append(VolumePair(pair.patient, pair.anatomy, low, full))
-    stream = order(of)
-    streamed = list(StreamingFeed(of, stream, workers=2).batches(SPANS))
-    for one, other in zip(streamed, ResidentFeed(of, stream, CPU).batches(SPANS), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-LEFT_OPEN = """
-import sys
-import numpy as np
-from hqinet.feed import StreamingFeed
-from hqinet.recipe import SamplingRecipe
-from hqinet.sampling import SampleOrder, VolumePair
-
-if __name__ == "__main__":
-    stack = np.zeros((4, 32, 32), np.int16)
-    pairs = [VolumePair("P", "chest", stack, stack)]
-    order = SampleOrder(SamplingRecipe(batch=4, patch=16), pairs, 0)
-    batches = StreamingFeed(pairs, order, workers=1).batches((i, 4) for i in range(10**6))
+    batches = StreamingFeed(of, order(of)).batches((8 * i, 8) for i in range(10**6))
     next(batches)
-    import multiprocessing
-    print(multiprocessing.active_children()[0].pid, flush=True)
-    if sys.argv[1] == "stop":
-        batches.close()
-        print("closed", flush=True)
-    else:
-        sys.stdin.read()
-"""
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_workers_end_with_the_feed_and_with_a_killed_parent(how: str, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(LEFT_OPEN, encoding="utf-8")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, script, how], text=True, **pipes) as process:
-        worker = int(process.stdout.readline())
-        if how == "stop":
-            assert process.stdout.readline() == "closed\n"
-            assert process.wait(timeout=30) == 0
-            assert process.stderr.read() == ""
-        else:
-            assert is_running(worker)
-            process.kill()
-            process.wait(timeout=30)
-        for _ in range(100):
-            if not is_running(worker):
-                break
-            time.sleep(0.1)
-        assert not is_running(worker)
-
-
-def test_a_killed_worker_is_said_in_one_line() -> None:
-    of = pairs()
-    batches = StreamingFeed(of, order(of), workers=1).batches((i, 4) for i in range(10**6))
-    next(batches)
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    with pytest.raises(FeedError, match="reads samples was killed"):
-        list(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
 
 
 def test_a_sample_is_the_crop_its_draw_names_with_edge_slices_repeated() -> None:

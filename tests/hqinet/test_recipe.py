@@ -73,7 +73,6 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
         ("model.norm = 'layer'", r"model.norm: .*'batch', 'group' or 'none' \(got 'layer'\)"),
         ("model.network = 'unet'", r"model: .*'hqinet', 'redcnn'"),
         ("sampling.micro_batch = 7", "batch must be a multiple of micro_batch"),
-        ("sampling.patches_per_slice = 3", "batch must be a multiple of patches_per_slice"),
         ("sampling.dose = [1.0, 0.5]", "range"),
         ("sampling.white = 0.5", "white needs a patch of 16 or more"),
         ("loss.window = [40, 0]", "width must be above 0"),

@@ -45,7 +45,7 @@ def test_windows_repeat_the_edge_slice() -> None:
     skip=st.integers(0, 40),
     count=st.integers(1, 20),
     balance=st.sampled_from(["slices", "patients"]),
-    per_slice=st.sampled_from([1, 4]),
+    per_slice=st.sampled_from([1, 4, 32]),
 )
 def test_a_sample_depends_on_its_number_alone(
     first: int, skip: int, count: int, balance: str, per_slice: int
@@ -77,11 +77,40 @@ def test_patients_balance_shows_every_patient_alike_and_every_slice() -> None:
     assert {d.middle for d in drawn if d.pair == 1} == set(range(40))
 
 
-def test_patches_of_one_window_follow_each_other_at_other_places() -> None:
-    drawn = order((30, 64, 64), patch=16, patches_per_slice=4).draw(0, 40)
-    for i in range(0, 40, 4):
-        assert len({(d.pair, d.middle) for d in drawn[i : i + 4]}) == 1
-        assert len({(d.row, d.column) for d in drawn[i : i + 4]}) > 1
+def test_a_window_comes_again_some_batches_later_until_its_patches_are_cut() -> None:
+    stream = order((30, 64, 64), (30, 64, 64), patch=16, patches_per_slice=20, balance="patients")
+    assert stream.windows_held == 64
+    drawn = stream.draw(0, 8 * 8 * 200)
+    seen: dict[int, list[int]] = {}
+    for number, draw in enumerate(drawn):
+        seen.setdefault(draw.window, []).append(number)
+    whole = [numbers for window, numbers in seen.items() if 64 <= window < max(seen) - 128]
+    assert len(whole) > 50
+    for numbers in whole:
+        assert len(numbers) == 20
+        assert set(np.diff(numbers)) == {stream.windows_held}
+        cut = [drawn[number] for number in numbers]
+        assert len({(draw.pair, draw.middle) for draw in cut}) == 1
+        assert len({(draw.row, draw.column) for draw in cut}) > 10
+    batches = [drawn[i : i + 8] for i in range(0, len(drawn), 8)]
+    assert all(len({draw.window for draw in batch}) == 8 for batch in batches)
+    # Windows are replaced one after the other: one for every 20 samples, not 64 at once.
+    new = np.histogram([numbers[0] for numbers in seen.values()], range(64, 8 * 8 * 200, 64))[0]
+    assert max(new) <= 5
+
+
+@given(number=st.integers(0, 10**6), per_slice=st.integers(1, 40), world=st.sampled_from([2, 4]))
+def test_ranks_share_no_window(number: int, per_slice: int, world: int) -> None:
+    share = 8 // world
+    draws = order((30, 64, 64), patch=16, patches_per_slice=per_slice).draw(8 * number, 8 * 60)
+    owners: dict[int, set[int]] = {}
+    for i, draw in enumerate(draws):
+        owners.setdefault(draw.window, set()).add(i % 8 // share)
+    assert all(len(ranks) == 1 for ranks in owners.values())
+
+
+def test_one_patch_a_slice_is_the_plain_order() -> None:
+    assert [draw.window for draw in order((30, 64, 64)).draw(5, 100)] == list(range(5, 105))
 
 
 def test_crops_lie_inside_and_reach_every_place() -> None:

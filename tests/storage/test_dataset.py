@@ -167,7 +167,7 @@ class TestVolumes:
         hu = np.random.default_rng(1).integers(-1000, 1000, (45, 8, 9)).astype(np.int16)
         assert (volume.full[:] == hu).all()
         assert (volume.low[38:42] == hu[38:42] + 1).all()
-        assert volume.full.dtype == np.int16
+        assert volume.full[:].dtype == np.int16
 
     def test_the_same_content_has_the_same_address_and_bytes(self, dataset, tmp_path):
         first = put(dataset, tmp_path, "A", 1)

@@ -1,0 +1,88 @@
+"""Slices of a volume by number, as fast as the store and the codec give them.
+
+Any Zarr reader can read a volume. Zarr's own takes a chunk of a shard through a chain of
+asynchronous steps that costs several times its decoding, reads the shard's index again each time,
+and takes a lost shard for air. Here neighbouring slices are one request, and what is lost or
+damaged is said.
+"""
+
+import google_crc32c
+import numpy as np
+import obstore
+from numcodecs import Blosc
+from numpy.typing import NDArray
+
+from storage.errors import DatasetError
+from storage.location import Location, storage_errors
+
+_CHECKSUM = 4
+_ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8")])
+_BLOSC = Blosc()
+_REMEDY = "remove the folder of the volume and ingest the cohort again to write it anew"
+
+
+class Slices:
+    """One dose of a volume, int16 HU (slice, row, column), read lazily.
+
+    Pickled, it reads in another process; several threads may read at once.
+    """
+
+    def __init__(self, location: Location, shape: tuple[int, int, int], shard: int) -> None:
+        """Read the array at `location`, whose shards hold `shard` slices, each a chunk."""
+        self.shape = shape
+        self._location, self._shard = location, shard
+        self._store = location.store()
+        self._indices: dict[int, NDArray[np.void]] = {}
+
+    def __getitem__(self, index: slice) -> NDArray[np.int16]:
+        """Return consecutive slices as int16 HU.
+
+        Raises:
+            StorageError: the store cannot be read.
+            DatasetError: a shard is not there, or not as it was written.
+        """
+        start, stop, step = index.indices(self.shape[0])
+        if step != 1:
+            raise ValueError(f"slices come one after the other, not by {step}")
+        hu = np.empty((max(stop - start, 0), *self.shape[1:]), np.int16)
+        done = 0
+        while done < len(hu):
+            shard, first = divmod(start + done, self._shard)
+            last = min(first + len(hu) - done, self._shard)
+            self._read(shard, slice(first, last), hu[done : done + last - first])
+            done += last - first
+        return hu
+
+    def _read(self, shard: int, inside: slice, hu: NDArray[np.int16]) -> None:
+        """Decode the chunks `inside` a shard into `hu`."""
+        name = f"c/{shard}/0/0"
+        with storage_errors(f"{self._location}/{name}"):
+            try:
+                chunks = self._chunks(shard, name)[inside]
+                begin = int(chunks["offset"].min())
+                end = int((chunks["offset"] + chunks["size"]).max())
+                read = memoryview(obstore.get_range(self._store, name, start=begin, end=end))
+                for image, (offset, size) in zip(hu, chunks.tolist(), strict=True):
+                    place = offset - begin
+                    _BLOSC.decode(_checked(read[place : place + size]), out=image)
+            except FileNotFoundError as error:
+                raise DatasetError(f"{self._location}/{name}: not there; {_REMEDY}") from error
+            except (ValueError, RuntimeError, OverflowError) as error:
+                message = f"{self._location}/{name}: damaged ({error}); {_REMEDY}"
+                raise DatasetError(message) from error
+
+    def _chunks(self, shard: int, name: str) -> NDArray[np.void]:
+        """Where the chunks of a shard lie; Zarr's sharding codec says so at the shard's end."""
+        if shard not in self._indices:
+            size = self._shard * _ENTRY.itemsize + _CHECKSUM
+            end = obstore.get(self._store, name, options={"range": {"suffix": size}}).bytes()
+            self._indices[shard] = np.frombuffer(_checked(memoryview(end)), _ENTRY)
+        return self._indices[shard]
+
+
+def _checked(content: memoryview) -> bytes:
+    """Return what stands before the CRC32C at the end; ValueError if it is of other bytes."""
+    body, stored = bytes(content[:-_CHECKSUM]), int.from_bytes(content[-_CHECKSUM:], "little")
+    if google_crc32c.value(body) != stored:
+        raise ValueError("its checksum is of other bytes")
+    return body
