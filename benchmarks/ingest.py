@@ -6,6 +6,8 @@ Prints slices per second, on the same files in one run, of
 - the project: `flows.ingest` from scan to commit, Dask's start included, a fresh home;
 - a peer: the plain loop, pydicom to HU to Zarr with the same codec, one process;
 - the limit: read the bytes and compress them with the same codec on all cores, nothing else;
+- what is asked for: the same with the header parsed, HU made and digested, and what was written
+  read back, in the plainest way, without order, checks, pairs, Zarr, Dask, Prefect or a commit;
 and the rerun as a share of the first run, and the cost of a commit and of `dataset show` at 10,
 1,000 and 20,000 patients (simulated rows).
 """
@@ -17,6 +19,8 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +80,14 @@ def measure_ingest(folder: Path, source: Path, files: list[Path]) -> None:
         again = seconds(lambda: ingest(str(source)))
     peer_files = files[: len(files) // 4]
     peer = len(peer_files) / seconds(lambda: plain_loop(peer_files, folder / "peer"))
-    limit = len(files) / seconds(lambda: read_and_compress(files))
+    limit = len(files) / seconds(lambda: on_all_cores(compress, files))
+    (folder / "asked").mkdir()
+    asked = len(files) / seconds(lambda: on_all_cores(partial(keep, folder / "asked"), files))
     project = len(files) / first
     print(f"project {project:8.1f} slices/s   {project / limit:.2f} of the limit (target 0.7)")
     print(f"peer    {peer:8.1f} slices/s   {peer / limit:.2f}  pydicom + zarr loop, one process")
     print(f"limit   {limit:8.1f} slices/s   1.00  read and compress on all cores")
+    print(f"asked   {asked:8.1f} slices/s   {asked / limit:.2f}  with header, digest, read-back")
     print(f"rerun   {again:8.2f} s of {first:.2f} s   {again / first:.3f} (target 0.05)")
 
 
@@ -104,17 +111,33 @@ def plain_loop(files: Iterable[Path], target: Path) -> None:
         array[start : start + len(images)] = np.stack(images)
 
 
-def read_and_compress(files: list[Path]) -> None:
-    """Use all cores for the two things that cannot be left out."""
+def on_all_cores(work: Callable[[Path], object], files: list[Path]) -> None:
+    """Do it to every file, many at a time."""
     with ProcessPoolExecutor() as pool:
-        for _ in pool.map(compress, files, chunksize=20):
+        for _ in pool.map(work, files, chunksize=20):
             pass
 
 
-def compress(file: Path) -> int:
-    """Compress the pixels as they lie in the file; returns the size."""
-    pixels = np.frombuffer(file.read_bytes()[-2 * PIXELS * PIXELS :], "<i2")
-    return len(Blosc("zstd", clevel=3, shuffle=Blosc.BITSHUFFLE).encode(pixels))
+def compress(file: Path) -> bytes:
+    """The two things that cannot be left out: read the pixels as they lie, compress them."""
+    return encoded(np.frombuffer(file.read_bytes()[-2 * PIXELS * PIXELS :], "<i2"))
+
+
+def keep(folder: Path, file: Path) -> str:
+    """What ingest is asked for besides, a file at a time."""
+    header = pydicom.dcmread(file, stop_before_pixels=True)
+    stored = np.frombuffer(file.read_bytes()[-2 * PIXELS * PIXELS :], "<i2")
+    hu = stored * np.int16(header.RescaleSlope) + np.int16(header.RescaleIntercept)
+    content, target = encoded(hu), folder / header.SOPInstanceUID
+    target.write_bytes(content)
+    if target.read_bytes() != content:
+        raise OSError(f"{target} reads back otherwise than it was written")
+    return sha256(hu).hexdigest()
+
+
+def encoded(hu: np.ndarray) -> bytes:
+    """The project's codec."""
+    return Blosc("zstd", clevel=3, shuffle=Blosc.BITSHUFFLE).encode(hu)
 
 
 def measure_catalog(folder: Path) -> None:

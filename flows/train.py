@@ -25,6 +25,7 @@ from hqinet.export import deployable, example_windows
 from hqinet.recipe import Recipe, load_recipe
 from hqinet.stopping import TrainingError, TrainingInterruptedError
 from hqinet.training import BEST, CHECKPOINT
+from storage.errors import DatasetError
 from storage.provenance import code_version
 from storage.registry import DatasetInputs
 
@@ -112,10 +113,10 @@ def write_job(job: Job) -> Path:
 
 
 def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Whether another try may end better: not after a request to stop, or trouble of the recipe."""
+    """Whether another try may end better: not after a request to stop, or trouble that stays."""
     try:
         state.result()
-    except TrainingError:
+    except (TrainingError, DatasetError):
         return False
     except Exception:  # noqa: BLE001 - what it was decides nothing else
         return True
@@ -160,8 +161,7 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     running: list[subprocess.Popen[bytes]] = []
 
     def pass_on() -> None:
-        # Once, and as SIGINT: torchrun gives up waiting at a second one, and the processes that
-        # read samples heed SIGTERM.
+        # Once, and as SIGINT: torchrun gives up waiting at a second one.
         if told and running:
             running.pop().send_signal(signal.SIGINT)
 

@@ -25,12 +25,15 @@ from hqinet.recipe import Recipe
 from hqinet.sampling import VolumePair
 from hqinet.stopping import TrainingError, TrainingInterruptedError
 from storage.dataset import Snapshot
+from storage.errors import DatasetError, StorageError
 from storage.registry import MetricBuffer, Registry
 from storage.volumes import folder_name
 
-REASONS: dict[str, type[TrainingError]] = {
+REASONS: dict[str, type[Exception]] = {
     "stopped.txt": TrainingInterruptedError,
     "error.txt": TrainingError,
+    "damaged.txt": DatasetError,
+    "store.txt": StorageError,
 }
 """Files in the run's folder that say, in one line, why a distributed run stopped."""
 
@@ -148,7 +151,7 @@ def main() -> None:
     try:
         with Display(artifact) as display:
             run(job, display)
-    except TrainingError as error:
+    except tuple(REASONS.values()) as error:
         file = next(file for file, kind in REASONS.items() if isinstance(error, kind))
         (job.folder / file).write_text(str(error))
         raise

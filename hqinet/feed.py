@@ -42,7 +42,7 @@ MEMORY_SHARE = 0.6
 """Of the free main memory that volumes may take."""
 _SLICES_AT_ONCE = 32
 _READERS = 8
-_WINDOWS_AHEAD = 32
+_WINDOWS_AHEAD = 16
 
 
 def open_feed(
@@ -53,6 +53,11 @@ def open_feed(
     on_device = int(free_device_memory(device) * DEVICE_SHARE)
     in_memory = int(free_memory() * MEMORY_SHARE) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     place = choose_place(needed, on_device, in_memory)
+    said = {
+        "device": "resident on the device",
+        "memory": "resident in main memory",
+        "stream": f"streamed, up to {held_bytes(order) / 1e9:.2f} GB of windows held",
+    }
     logger.info(
         "volumes of %d patients need %.2f GB; %.2f GB of %s memory and %.2f GB of main memory "
         "may hold them: %s",
@@ -61,9 +66,7 @@ def open_feed(
         on_device / 1e9,
         device.type,
         in_memory / 1e9,
-        {"device": "resident on the device", "memory": "resident in main memory"}.get(
-            place, "streamed from the store"
-        ),
+        said[place],
     )
     if place == "stream":
         return StreamingFeed(pairs, order)
@@ -85,6 +88,12 @@ def resident_bytes(pairs: Sequence[VolumePair], crop: tuple[int, int]) -> int:
     return sum(
         4 * (p.slices + 2) * max(p.matrix[0], rows) * max(p.matrix[1], columns) for p in pairs
     )
+
+
+def held_bytes(order: SampleOrder) -> int:
+    """Return what the windows of `StreamingFeed` take at most, those read ahead included."""
+    rows, columns = (max(sizes) for sizes in zip(order.crop, *order.matrices, strict=True))
+    return (order.windows_held + _WINDOWS_AHEAD) * 2 * 3 * 2 * rows * columns
 
 
 def free_device_memory(device: torch.device) -> int:
@@ -186,7 +195,7 @@ class StreamingFeed:
 
     def batches(self, spans: Iterable[Span]) -> Iterator[Batch]:
         """Yield one batch for each span of sample numbers, reading some ahead."""
-        # A window in use comes again within `windows_held` samples.
+        # A window in use comes again within `windows_held` samples: asked for, it is kept.
         ahead = max(self.order.windows_held, _WINDOWS_AHEAD * self.order.recipe.patches_per_slice)
         asked, samples = deque[list[Draw]](), 0
         with _Windows(self.pairs, self.order.crop) as windows:
@@ -213,7 +222,10 @@ class _Windows:
         self.uses = Counter[int]()
 
     def __enter__(self) -> Self:
-        self.readers = ThreadPoolExecutor(_READERS)
+        # Threads of their own for each reader's arithmetic would be more than there are cores.
+        self.readers = ThreadPoolExecutor(
+            _READERS, initializer=torch.set_num_threads, initargs=(1,)
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,7 +26,7 @@ _WINDOWS_HELD = 8
 
 
 class SliceStack(Protocol):
-    """A volume in HU, int16 (slices, rows, columns): a NumPy or a Zarr array."""
+    """A volume in HU, int16 (slices, rows, columns): a NumPy array, or slices read from a store."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Draw:
     """What one sample is: whose slice, which crop, how it is augmented."""
 
     window: int
-    """Number of the window in the order in which windows first come."""
+    """Number of the window: samples of one number are cut from the same three slices."""
     pair: int
     middle: int
     row: int
@@ -98,11 +98,11 @@ class Draw:
 class SampleOrder:
     """The numbered stream of samples over some patients.
 
-    `slices`: every slice comes once in each pass, in an order shuffled by pass. `patients`: every
-    patient comes once in each round, with a slice drawn at random. Where the recipe cuts several
-    patches from a slice, its window comes once every `windows_held / batch` batches until they are
-    cut; then the next takes its place. So a batch is of as many windows as samples, and few
-    windows are in use at once.
+    Windows are numbered. `slices`: every slice comes once in each pass, in an order shuffled by
+    pass. `patients`: every patient comes once in each round, with a slice drawn at random. With
+    one patch a slice, samples are the windows in their order. With several, `windows_held` windows
+    take turns, a batch is of as many windows as samples, and a window whose patches are cut makes
+    room for one that has not been; those that a run begins with are cut short, one after the other.
     """
 
     def __init__(self, recipe: SamplingRecipe, pairs: Sequence[VolumePair], seed: int) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -107,8 +108,9 @@ def train(
         _settle_numerics(state, order, ranks)
         loop = _Loop(state, order, validation, folder, observer, ranks, started)
         feed = open_feed(training, order, ranks.device)
-        with StopRequest() as stop:
-            loop.run(feed.batches(loop.spans()), stop)
+        # Closed at once: what has been asked for ahead is not read any more.
+        with StopRequest() as stop, closing(feed.batches(loop.spans())) as batches:
+            loop.run(batches, stop)
     return _trained(state, folder)
 
 

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, ObjectStore
 
-from storage.errors import DatasetError
+from storage.errors import DatasetError, StorageError
 from storage.location import Location, storage_errors
 from storage.slices import Slices
 
@@ -216,14 +217,23 @@ def open_group(location: Location, path: str) -> zarr.Group:
     Raises:
         DatasetError: it is not there.
     """
-    try:
+    with metadata_errors(location, path):
         store = ObjectStore(location.child(path).store(), read_only=True)
-        with storage_errors(str(location)):
-            return zarr.open_group(store, mode="r")
-    except (FileNotFoundError, ValueError) as error:
+        return zarr.open_group(store, mode="r")
+
+
+@contextmanager
+def metadata_errors(location: Location, path: str) -> Iterator[None]:
+    """Turn what Zarr raises on lost or damaged metadata into a DatasetError."""
+    try:
+        with storage_errors(f"{location}/{path}"):
+            yield
+    except StorageError:
+        raise
+    except Exception as error:  # Zarr raises anything on damaged metadata
         raise DatasetError(
-            f"{location}/{path}: the volume is not there; "
-            "`hqinet dataset verify` lists what is missing"
+            f"{location}/{path}: the volume is not there, or a zarr.json of it is damaged; "
+            "`hqinet dataset verify` lists what is not whole"
         ) from error
 
 
@@ -247,7 +257,8 @@ def check(location: Location, path: str, shape: tuple[int, int, int]) -> None:
     with storage_errors(f"{location}/{path}"):
         found = {e["path"] for batch in obstore.list(location.store(), path) for e in batch}
         for dose in DOSES:
-            array = group.get(dose)
+            with metadata_errors(location, path):
+                array = group.get(dose)
             if not isinstance(array, zarr.Array) or array.shape != shape:
                 raise DatasetError(f"{location}/{path}/{dose}: no array of shape {shape}")
             shards = [f"{path}/{dose}/c/{i}/0/0" for i in range(-(-shape[0] // SHARD_SLICES))]
@@ -266,8 +277,10 @@ def digest(location: Location, path: str) -> str:
         DatasetError: it is not there, or its bytes are not those that were written.
     """
     group = open_group(location, path)
-    digests = {dose: _slices_digest(_slices(location, path, group, dose)) for dose in DOSES}
-    return _digest(group.attrs.asdict(), digests)
+    with metadata_errors(location, path):
+        description = group.attrs.asdict()
+        slices = {dose: _slices(location, path, group, dose) for dose in DOSES}
+    return _digest(description, {dose: _slices_digest(slices[dose]) for dose in DOSES})
 
 
 def _slices_digest(slices: Slices) -> str:
@@ -279,7 +292,11 @@ def _slices_digest(slices: Slices) -> str:
 
 def _slices(location: Location, path: str, group: zarr.Group, dose: str) -> Slices:
     array = group[dose]
-    return Slices(location.child(f"{path}/{dose}"), array.shape, array.shards[0])
+    expected = np.dtype(np.int16), (1, *array.shape[1:]), (SHARD_SLICES, *array.shape[1:])
+    found = array.dtype, array.chunks, array.shards
+    if found != expected:
+        raise ValueError(f"{dose} is stored as {found}, expected {expected}")
+    return Slices(location.child(path), dose, array.shape, SHARD_SLICES)
 
 
 def _digest(description: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
@@ -290,12 +307,13 @@ def _digest(description: Mapping[str, Any], arrays: Mapping[str, str]) -> str:
 def open_volume(location: Location, path: str, patient: str) -> Volume:
     """The pair at `path` as the dataset's readers see it."""
     group = open_group(location, path)
-    about = group.attrs.asdict()
-    return Volume(
-        patient=patient,
-        anatomy=about["anatomy"],
-        spacing=tuple(about["spacing"]),
-        positions=tuple(about["positions"]),
-        low=_slices(location, path, group, "low"),
-        full=_slices(location, path, group, "full"),
-    )
+    with metadata_errors(location, path):
+        about = group.attrs.asdict()
+        return Volume(
+            patient=patient,
+            anatomy=about["anatomy"],
+            spacing=tuple(about["spacing"]),
+            positions=tuple(about["positions"]),
+            low=_slices(location, path, group, "low"),
+            full=_slices(location, path, group, "full"),
+        )

@@ -16,8 +16,8 @@ from flows.settings import TrainSettings
 from flows.train import fit_distributed, train
 from hqinet.checkpoint import load_checkpoint, load_network
 from hqinet.recipe import load_recipe
-from hqinet.stopping import TrainingInterruptedError
-from storage.errors import StorageError
+from hqinet.stopping import TrainingError, TrainingInterruptedError
+from storage.errors import DatasetError, StorageError
 from storage.registry import DatasetInputs, Registry
 
 
@@ -48,19 +48,31 @@ def test_a_failed_task_goes_on_from_its_checkpoint(cohort, home, tiny_recipe, mo
     assert all(mine[name].equal(theirs[name]) for name in theirs)
 
 
-def test_trouble_of_the_recipe_is_not_retried(cohort, tiny_recipe, monkeypatch):
-    from hqinet.stopping import TrainingError
-
+@pytest.mark.parametrize("trouble", [TrainingError("the loss is nan"), DatasetError("damaged")])
+def test_trouble_that_stays_is_not_retried(cohort, tiny_recipe, monkeypatch, trouble):
     attempts = []
 
     def explode(self, step, total, metrics):
         attempts.append(step)
-        raise TrainingError("the loss is nan")
+        raise trouble
 
     monkeypatch.setattr(training_job.MlflowObserver, "on_step", explode)
-    with pytest.raises(TrainingError, match="nan"):
+    with pytest.raises(type(trouble), match=str(trouble)):
         train(tiny_recipe)
     assert attempts == [1]
+
+
+def test_several_processes_name_a_damaged_shard(cohort, home, tiny_recipe):
+    snapshot = places.dataset().snapshot()
+    path = snapshot.patients("train")[0].path
+    shard = home / "dataset" / path / "full/c/0/0/0"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    try:
+        with pytest.raises(DatasetError, match=f"{path}/full/c/0/0/0: damaged"):
+            train(tiny_recipe, settings=TrainSettings(device="cpu", processes=2))
+    finally:
+        shard.write_bytes(content)
 
 
 def test_two_processes_train_one_model(cohort, home, tiny_recipe):

@@ -19,7 +19,7 @@ from hqinet.feed import (
 )
 from hqinet.noise import noise_level
 from hqinet.recipe import SamplingRecipe
-from hqinet.sampling import SampleOrder, VolumePair
+from hqinet.sampling import Draw, SampleOrder, VolumePair
 
 CPU = torch.device("cpu")
 
@@ -66,22 +66,32 @@ class Counted:
         return self.hu[index]
 
 
-def test_a_window_is_read_once_and_held_no_longer_than_it_is_used() -> None:
+@pytest.mark.parametrize("per_slice", [1, 3, 32])
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 8), (1, 2), (4, 2)])
+def test_a_window_is_read_once_and_held_no_longer_than_it_is_used(
+    per_slice: int, ranks: int, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = volumes(0, (30, 24, 24))
     of = [VolumePair("P0", "chest", Counted(plain.low), Counted(plain.full))]
-    stream = order(of, patches_per_slice=32)
-    draws = stream.draw(0, 8 * 8 * 32 * 3)
-    held = []
-    with feed._Windows(of, stream.crop) as windows:
-        for i in range(0, len(draws) + stream.windows_held, 8):
-            windows.ask(draws[i : i + 8])
-            since = i - stream.windows_held
-            for draw in draws[max(since, 0) : max(since + 8, 0)]:
-                windows.take(draw)
-            held.append(len(windows.held))
-    assert of[0].low.reads == len({draw.window for draw in draws})
-    assert max(held) < 1.2 * stream.windows_held
-    assert held[-1] == 0
+    stream = order(of, patches_per_slice=per_slice)
+    share = 8 // ranks
+    spans = [
+        (8 * step + share + first, micro_batch)
+        for step in range(600)
+        for first in range(0, share, micro_batch)
+    ]
+    held, take = [], feed._Windows.take
+
+    def taken(windows: feed._Windows, draw: Draw) -> feed.Window:
+        held.append(len(windows.held))
+        return take(windows, draw)
+
+    monkeypatch.setattr(feed._Windows, "take", taken)
+    assert len(list(StreamingFeed(of, stream).batches(spans))) == len(spans)
+    used = {draw.window for span in spans for draw in stream.draw(*span)}
+    assert of[0].low.reads == of[0].full.reads == len(used)
+    assert max(held) <= stream.windows_held + feed._WINDOWS_AHEAD + 8
+    assert held[-1] == 1
 
 
 class Lost:
@@ -160,6 +170,12 @@ def test_the_feed_is_chosen_by_free_memory_and_said(
     with caplog.at_level(logging.INFO, logger="hqinet"):
         assert isinstance(open_feed(of, order(of), CPU), kind)
     assert said in caplog.text
+
+
+def test_what_streaming_holds_is_said() -> None:
+    stream = order([volumes(0, (4, 64, 48)), volumes(1, (4, 40, 80))], patches_per_slice=32)
+    windows = stream.windows_held + feed._WINDOWS_AHEAD
+    assert feed.held_bytes(stream) == windows * 2 * torch.zeros(3, 64, 80).short().nbytes
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
