@@ -1,4 +1,4 @@
-"""Two processes at half the batch train what one process trains."""
+"""Two processes at half the batch, which stream, train what one process trains."""
 
 import os
 import subprocess
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from hqinet import feed
 from hqinet.recipe import Recipe
 from hqinet.sampling import VolumePair
 from hqinet.training import train
@@ -59,7 +60,8 @@ def main(folder):
         "loss": {"l1": 1.0, "per_noise": True},
         "optimiser": {"learning_rate": 1e-3, "ema": 0.9, "clip": 1.0},
         "schedule": {"epochs": 2, "steps_per_epoch": 4},
-        "sampling": {"batch": 8, "micro_batch": 2, "patch": 24, "flips": True},
+        "sampling": {"batch": 8, "micro_batch": 2, "patch": 24, "flips": True,
+                     "patches_per_slice": 3, "balance": "patients"},
     })
     observer = Quiet()
     trained = train(recipe, [patient("A", 1), patient("B", 2)], [patient("V", 3), patient("W", 4)],
@@ -71,6 +73,7 @@ def main(folder):
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
+        feed.choose_place = lambda *_: "stream"
         distributed.init_process_group("gloo")
     main(sys.argv[1])
     if distributed.is_initialized():
