@@ -7,12 +7,13 @@ damaged is said.
 """
 
 import struct
+from typing import SupportsIndex
 
 import google_crc32c
 import numpy as np
 import obstore
 from numcodecs import Blosc
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from storage.errors import DatasetError
 from storage.location import Location, storage_errors
@@ -24,11 +25,17 @@ _BLOSC_HEADER = struct.Struct("<4xIII")
 """Decoded size, block size, encoded size."""
 
 
+Index = SupportsIndex | slice
+
+
 class Slices:
     """One dose of a volume, int16 HU (slice, row, column), read lazily.
 
     Pickled, it reads in another process; several threads may read at once.
     """
+
+    dtype = np.dtype(np.int16)
+    ndim = 3
 
     def __init__(
         self, volume: Location, dose: str, shape: tuple[int, int, int], shard: int
@@ -39,17 +46,35 @@ class Slices:
         self._store = volume.store()
         self._indices: dict[int, NDArray[np.void]] = {}
 
-    def __getitem__(self, index: slice) -> NDArray[np.int16]:
-        """Return consecutive slices as int16 HU.
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return self.shape[0]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        """Return the whole array, for NumPy's functions."""
+        if copy is False:
+            raise ValueError("slices are read from the store, which is a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> NDArray[np.int16]:
+        """Return what NumPy's basic indexing of (slice, row, column) names, as int16 HU.
+
+        Whole slices are read, all those between the first and the last that are named.
 
         Raises:
+            IndexError: there is no such slice, row or column.
             StorageError: the store cannot be read.
             DatasetError: a shard is not there, or not as it was written.
         """
-        start, stop, step = index.indices(self.shape[0])
-        if step != 1:
-            raise ValueError(f"slices come one after the other, not by {step}")
-        hu = np.empty((max(stop - start, 0), *self.shape[1:]), np.int16)
+        z, *inside = index if isinstance(index, tuple) else (index,)
+        named = range(len(self))[z]
+        if isinstance(named, int):
+            return self._run(named, named + 1)[0, *inside]
+        ends = sorted((named[0], named[-1])) if named else (0, -1)
+        return self._run(ends[0], ends[1] + 1)[:: named.step][:, *inside]
+
+    def _run(self, start: int, stop: int) -> NDArray[np.int16]:
+        hu = np.empty((stop - start, *self.shape[1:]), self.dtype)
         done = 0
         while done < len(hu):
             shard, first = divmod(start + done, self._shard)

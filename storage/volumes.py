@@ -203,7 +203,7 @@ def _put(location: Location, folder: Path, path: str) -> None:
         content = file.read_bytes()
         with storage_errors(str(location)):
             obstore.put(store, name, content)
-            stored = bytes(obstore.get(store, name).bytes())
+            stored = obstore.get(store, name).bytes()
         if stored != content:
             raise DatasetError(
                 f"{location}/{name} reads back otherwise than it was written: check the disk or "

@@ -4,6 +4,7 @@ import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -30,6 +31,14 @@ def written(tmp_path_factory) -> tuple[Location, str]:
     location = Location(root / "dataset")
     stacks = {"low": hu[::-1], "full": hu}
     return location, volumes.write(location, root / "new", "A", hu.shape, about, stacks).path
+
+
+@pytest.fixture(scope="module")
+def theirs(written) -> dict[str, np.ndarray]:
+    """Both doses as Zarr reads them."""
+    location, path = written
+    group = zarr.open_group(f"{location}/{path}", mode="r")
+    return {dose: group[dose][:] for dose in volumes.DOSES}
 
 
 class Copy:
@@ -59,28 +68,42 @@ def copy(request, written, tmp_path) -> Copy:
     return Copy(written, Location(f"s3://ct-data/{tmp_path.name}", options))
 
 
+def bounds(size: int) -> st.SearchStrategy[int | None]:
+    return st.none() | st.integers(-size - 2, size + 2)
+
+
+def indices(size: int) -> st.SearchStrategy[int | slice]:
+    steps = st.none() | st.sampled_from([1, 2, 7, -1, -3])
+    return st.integers(-size, size - 1) | st.builds(slice, bounds(size), bounds(size), steps)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(start=st.integers(-SLICES - 2, SLICES + 2), count=st.integers(0, SLICES))
-def test_any_run_of_slices_is_what_zarr_reads(written, start: int, count: int) -> None:
+@given(index=indices(SLICES) | st.tuples(indices(SLICES), indices(12), indices(9)))
+def test_any_part_is_what_zarr_reads(written, theirs, index: Any) -> None:
     location, path = written
-    theirs = zarr.open_group(f"{location}/{path}", mode="r")
     ours = volumes.open_volume(location, path, "A")
     for dose, slices in (("low", ours.low), ("full", ours.full)):
-        run = slice(start, start + count)
-        np.testing.assert_array_equal(slices[run], theirs[dose][:][run])
-    assert slices[run].dtype == np.int16
+        part = slices[index]
+        np.testing.assert_array_equal(part, theirs[dose][index], strict=True)
+        assert part.dtype == np.int16
+
+
+def test_numpy_takes_it_for_an_array(written, theirs) -> None:
+    location, path = written
+    low = volumes.open_volume(location, path, "A").low
+    assert (len(low), low.shape, low.dtype, low.ndim) == (SLICES, (SLICES, 12, 9), np.int16, 3)
+    np.testing.assert_array_equal(np.asarray(low), theirs["low"])
+    assert np.asarray(low, np.float32).dtype == np.float32
+    assert sum(1 for _ in low) == SLICES
+    for missing in (SLICES, -SLICES - 1, (0, 12), (slice(None), 0, 9)):
+        with pytest.raises(IndexError):
+            low[missing]
 
 
 def test_another_process_reads_what_was_pickled(written) -> None:
     location, path = written
     full = volumes.open_volume(location, path, "A").full
     assert (pickle.loads(pickle.dumps(full))[38:43] == full[38:43]).all()
-
-
-def test_every_second_slice_is_no_run(written) -> None:
-    location, path = written
-    with pytest.raises(ValueError, match="not by 2"):
-        volumes.open_volume(location, path, "A").full[::2]
 
 
 def test_threads_read_beside_each_other(written) -> None:
