@@ -1,29 +1,19 @@
 """Slices of a volume by number, as fast as the store and the codec give them.
 
-Any Zarr reader can read a volume. Zarr's own takes a chunk of a shard through a chain of
-asynchronous steps that costs several times its decoding, reads the shard's index again each time,
-and takes a lost shard for air. Here neighbouring slices are one request, and what is lost or
-damaged is said.
+Any Zarr reader can read a volume. Zarr's own reads a shard's index again each time, and takes a
+lost shard for air. Here neighbouring slices are one request, and what is lost or damaged is said.
 """
 
 import struct
 from typing import SupportsIndex
 
-import google_crc32c
 import numpy as np
 import obstore
-from numcodecs import Blosc
 from numpy.typing import DTypeLike, NDArray
 
+from storage import shards
 from storage.errors import DatasetError
 from storage.location import Location, storage_errors
-
-_CHECKSUM = 4
-_ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8")])
-_BLOSC = Blosc()
-_BLOSC_HEADER = struct.Struct("<4xIII")
-"""Decoded size, block size, encoded size."""
-
 
 Index = SupportsIndex | slice
 
@@ -93,7 +83,7 @@ class Slices:
                 end = int((chunks["offset"] + chunks["size"]).max())
                 read = memoryview(obstore.get_range(self._store, name, start=begin, end=end))
                 for image, (offset, size) in zip(hu, chunks.tolist(), strict=True):
-                    _decode(read[offset - begin : offset - begin + size], image)
+                    shards.decode(read[offset - begin : offset - begin + size], image)
             except FileNotFoundError as error:
                 raise DatasetError(
                     f"{self._volume}/{name}: not there: look whether its disk or bucket is, then "
@@ -110,31 +100,10 @@ class Slices:
         if shard not in self._indices:
             # Asked for by its size: Azure gives no range from the end.
             size = obstore.head(self._store, name)["size"]
-            start = size - self._shard * _ENTRY.itemsize - _CHECKSUM
+            start = size - shards.index_size(self._shard)
             if start < 0:
                 raise ValueError(f"{size} bytes are too few for an index")
             index = obstore.get_range(self._store, name, start=start, end=size)
-            chunks = np.frombuffer(_checked(memoryview(index)), _ENTRY)
-            needed = chunks[: self.shape[0] - shard * self._shard]
-            if (needed["offset"] > start).any() or (
-                needed["size"] > start - needed["offset"]
-            ).any():
-                raise ValueError("its index names chunks that are not in it")
-            self._indices[shard] = chunks
+            count = min(self._shard, self.shape[0] - shard * self._shard)
+            self._indices[shard] = shards.read_index(memoryview(index), start, count)
         return self._indices[shard]
-
-
-def _decode(chunk: memoryview, image: NDArray[np.int16]) -> None:
-    encoded = _checked(chunk)
-    decoded_size, _, encoded_size = _BLOSC_HEADER.unpack_from(encoded)
-    if (decoded_size, encoded_size) != (image.nbytes, len(encoded)):
-        raise ValueError(f"a chunk of {decoded_size} bytes, expected {image.nbytes}")
-    _BLOSC.decode(encoded, out=image)
-
-
-def _checked(content: memoryview) -> bytes:
-    """Return what stands before the CRC32C at the end; ValueError if it is of other bytes."""
-    body, stored = bytes(content[:-_CHECKSUM]), int.from_bytes(content[-_CHECKSUM:], "little")
-    if not body or google_crc32c.value(body) != stored:
-        raise ValueError("its checksum is of other bytes")
-    return body

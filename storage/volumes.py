@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import obstore
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, ObjectStore
 
+from storage import shards
 from storage.errors import DatasetError, StorageError
 from storage.location import Location, storage_errors
 from storage.slices import Slices
@@ -87,14 +87,13 @@ class Hasher:
         self._whole = hashlib.sha256(repr(shape).encode())
         self._slices: set[str] = set()
 
-    def add(self, block: np.ndarray) -> None:
-        """Take in int16 HU, (slice, row, column)."""
-        for image in np.ascontiguousarray(block, dtype="<i2"):
-            digest = hashlib.sha256(image).digest()
-            self._whole.update(digest)
-            # An image of one value, air beyond the body, says nothing about the person.
-            if not is_flat(image):
-                self._slices.add(f"{digest.hex()[:16]}")
+    def add(self, image: np.ndarray) -> None:
+        """Take in a slice, int16 HU (rows, columns)."""
+        digest = hashlib.sha256(np.ascontiguousarray(image, dtype="<i2")).digest()
+        self._whole.update(digest)
+        # An image of one value, air beyond the body, says nothing about the person.
+        if not is_flat(image):
+            self._slices.add(f"{digest.hex()[:16]}")
 
     def digest(self) -> str:
         """The volume's digest."""
@@ -136,9 +135,7 @@ def write(
     """
     with storage_errors(str(scratch)):
         try:
-            # Forty chunks a time: a batch of one costs more in tasks than in compression.
-            with zarr.config.set({"codec_pipeline.batch_size": SHARD_SLICES}):
-                hashers = _build(scratch, shape, description, slices)
+            hashers = _build(scratch, shape, description, slices)
             digests = {dose: hashers[dose].digest() for dose in DOSES}
             address = _digest(description, digests)
             path = f"volumes/{folder_name(patient)}/{address[:_ADDRESS_LENGTH]}"
@@ -157,40 +154,39 @@ def _build(
     group = zarr.create_group(LocalStore(folder), attributes=dict(description), zarr_format=3)
     hashers = {}
     for dose in DOSES:
-        array = group.create_array(
+        group.create_array(
             dose,
             shape=shape,
             dtype="int16",
             chunks=(1, *shape[1:]),
             shards=(SHARD_SLICES, *shape[1:]),
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            compressors=shards.CODECS,
             fill_value=AIR,
             dimension_names=("z", "y", "x"),
-            # Every shard is there, so that one which is lost can be told from one of air.
-            config={"write_empty_chunks": True},
         )
-        hashers[dose] = Hasher(shape)
-        start = 0
-        for block in _blocks(slices[dose], shape[1:]):
-            hashers[dose].add(block)
-            array[start : start + len(block)] = block
-            start += len(block)
-        if start != shape[0]:
-            raise DatasetError(f"{start} slices of the {dose}-dose series came, not {shape[0]}")
+        hashers[dose] = _write_shards(folder / dose, shape, slices[dose])
     return hashers
 
 
-def _blocks(slices: Iterable[np.ndarray], matrix: tuple[int, int]) -> Iterator[np.ndarray]:
-    """A shard of slices at a time; each is overwritten by the next, for fresh memory is slow."""
-    block, count = np.empty((SHARD_SLICES, *matrix), np.int16), 0
-    for image in slices:
-        block[count] = image
-        count += 1
-        if count == SHARD_SLICES:
-            yield block
-            count = 0
-    if count:
-        yield block[:count]
+def _write_shards(
+    folder: Path, shape: tuple[int, int, int], slices: Iterable[np.ndarray]
+) -> Hasher:
+    """Write every shard, those of air too, so that one which is lost can be told from them."""
+    hasher, count, chunks = Hasher(shape), 0, []
+    for count, image in enumerate(slices, 1):
+        if (image.shape, image.dtype) != (shape[1:], np.int16):
+            raise DatasetError(f"a slice is {image.dtype} {image.shape}, not int16 {shape[1:]}")
+        # Digested and compressed one by one, while a slice is in the processor's cache.
+        hasher.add(image)
+        chunks.append(shards.encode(image))
+        if len(chunks) == SHARD_SLICES or count == shape[0]:
+            shard = folder / "c" / str((count - 1) // SHARD_SLICES) / "0" / "0"
+            shard.parent.mkdir(parents=True)
+            shard.write_bytes(shards.pack(chunks, SHARD_SLICES))
+            chunks = []
+    if count != shape[0]:
+        raise DatasetError(f"{count} slices of the {folder.name}-dose series came, not {shape[0]}")
+    return hasher
 
 
 def _put(location: Location, folder: Path, path: str) -> None:
@@ -286,7 +282,8 @@ def digest(location: Location, path: str) -> str:
 def _slices_digest(slices: Slices) -> str:
     hasher = Hasher(slices.shape)
     for start in range(0, slices.shape[0], SHARD_SLICES):
-        hasher.add(slices[start : start + SHARD_SLICES])
+        for image in slices[start : start + SHARD_SLICES]:
+            hasher.add(image)
     return hasher.digest()
 
 
