@@ -316,7 +316,9 @@ def main() -> None:
     except (StorageError, HqinetError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or ''}: {error.strerror or error}: choose another path")
+        if error.filename is None:
+            fail(f"{type(error).__name__}: {error}")
+        fail(f"{error.filename}: {error.strerror or error}: choose another path")
     except SettingsError as error:
         fail(f"{error}: give JSON")
     except ValidationError as error:

@@ -115,7 +115,7 @@ class Workers:
     def _connect(self, kind: ClusterClass | None) -> Client:
         where = self._settings.where
         if kind is not None:
-            return Client(self._stack.enter_context(self._of_class(kind)))
+            return Client(self._of_class(kind))
         if "://" in where:
             try:
                 return Client(where, timeout=PATIENCE)
@@ -160,12 +160,13 @@ class Workers:
                 "it for with HQINET_CLUSTER__WORKERS"
             )
         try:
-            cluster = kind(**self._settings.arguments)
-        except (TypeError, ValueError) as error:
+            cluster = self._stack.enter_context(kind(**self._settings.arguments))
+            cluster.scale(self._settings.workers)
+        except Exception as error:  # such a class raises anything
             raise StorageError(
-                f"cluster {self._settings.where!r} does not take HQINET_CLUSTER__ARGUMENTS: {error}"
+                f"cluster {self._settings.where!r} does not start: {type(error).__name__}: {error};"
+                " look at HQINET_CLUSTER__ARGUMENTS, and whether what it runs on is up"
             ) from error
-        cluster.scale(self._settings.workers)
         return cluster
 
 

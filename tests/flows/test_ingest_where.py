@@ -73,6 +73,46 @@ def test_a_cluster_class_needs_a_number_of_workers(tmp_path):
         list(workers.run(str, [1], retries=0))
 
 
+class Failing:
+    """A cluster of which one step fails as those of batch systems and Kubernetes do."""
+
+    closed = 0
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        if step == "start":
+            raise TimeoutError("not actioned after 60 seconds")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Failing.closed += 1
+
+    def scale(self, workers: int) -> None:
+        raise RuntimeError(f"no room for {workers}")
+
+
+@pytest.mark.parametrize(
+    ("step", "said", "closed"),
+    [
+        ("start", "TimeoutError: not actioned after 60 seconds; look at", 0),
+        ("scale", "RuntimeError: no room for 3; look at", 1),
+    ],
+)
+def test_a_cluster_that_does_not_start_says_why_and_is_closed(
+    tmp_path, monkeypatch, step, said, closed
+):
+    monkeypatch.setattr(Failing, "closed", 0)
+    settings = ClusterSettings(where=f"{__name__}.Failing", workers=3, arguments={"step": step})
+    with (
+        Workers(settings, tmp_path) as workers,
+        pytest.raises(StorageError, match=f"Failing' does not start: {said}"),
+    ):
+        list(workers.run(str, [1], retries=0))
+    assert Failing.closed == closed
+
+
 def test_a_class_whose_import_is_for_the_main_thread_and_takes_ctrl_c(tmp_path, monkeypatch):
     (tmp_path / "greedy.py").write_text(
         "import signal\n"
