@@ -8,10 +8,12 @@ import importlib
 import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from threading import Thread
+from time import monotonic
 from typing import Any, Self, TypeVar
 
 import dask
@@ -27,6 +29,7 @@ ClusterClass = Callable[..., Any]
 LOCAL = "local"
 
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
+logger = logging.getLogger("hqinet.cluster")
 
 # One thread a process. Dask's own setting returns freed memory at once, so that every image is
 # paid for in page faults: twice the time of a conversion, measured.
@@ -41,6 +44,8 @@ _ENVIRONMENT = {
 PATIENCE = "30s"
 # How many seconds the first worker may take: a batch system may let it wait in its queue.
 QUEUE = 600
+# How many seconds a cluster that is still starting may take to be there and be closed.
+PARTING = 15
 # Enough to keep a large cluster busy, few enough that the scheduler holds no whole cohort.
 _IN_FLIGHT = 256
 
@@ -52,14 +57,21 @@ class Workers:
         self._settings = settings
         self._scratch = scratch
         self._stack = ExitStack()
-        self._starter = self._stack.enter_context(ThreadPoolExecutor(1))
         self._client: Future[Client] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        """Close the cluster; what prevents it is logged, for the work is done, or failed before."""
+        if self._client is not None:
+            wait([self._client], PARTING)
+        try:
+            self._stack.close()
+        except Exception as error:  # noqa: BLE001 - a cluster's class raises anything
+            self._warn(f"could not be closed ({type(error).__name__}: {error})")
+        if self._client is not None and not self._client.done():
+            self._warn("was still starting")
 
     def start(self) -> None:
         """Begin to start the workers, which takes seconds; what prevents it is raised by `run`.
@@ -69,12 +81,17 @@ class Workers:
         if self._client is None:
             where = self._settings.where
             kind = None if where == LOCAL or "://" in where else cluster_class(where)
-            self._client = self._starter.submit(self._open, kind)
+            self._client = Future()
+            # A daemon: some classes wait for ever for what never comes, and must not be waited for.
+            Thread(target=self._open, args=(kind, self._client), daemon=True).start()
 
     @property
     def are_up(self) -> bool:
-        """Whether work can begin at once."""
-        return self._client is not None and self._client.done()
+        """Whether work can begin at once, or cannot at all."""
+        if self._client is None or not self._client.done():
+            return False
+        failed = self._client.exception() is not None
+        return failed or bool(self._client.result().scheduler_info()["workers"])
 
     def run(
         self, function: Callable[[Item], Result], items: Iterable[Item], retries: int
@@ -90,7 +107,7 @@ class Workers:
         if not first:
             return
         self.start()
-        client = self._client.result()
+        client = self._started()
         item_of = {
             client.submit(function, item, retries=retries, pure=False): item for item in first
         }
@@ -104,13 +121,31 @@ class Workers:
                 item_of[new] = following
                 done.add(new)
 
-    def _open(self, kind: ClusterClass | None) -> Client:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        client = self._connect(kind)
-        # Not entered: a client's context belongs to the thread that entered it.
-        self._stack.callback(client.close)
-        self._wait(client)
-        return client
+    def _started(self) -> Client:
+        """The client, once a worker is there; the others may come while it works."""
+        assert self._client is not None
+        until = monotonic() + QUEUE
+        # Some classes wait for a worker when they are made, and with no end.
+        if wait([self._client], QUEUE).done:
+            client = self._client.result()
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=max(until - monotonic(), 0.1))
+                return client
+        raise StorageError(
+            f"no worker came to the cluster {self._settings.where} within {QUEUE} s: look at "
+            "its queue and its workers' logs, then run again"
+        )
+
+    def _open(self, kind: ClusterClass | None, opened: Future[Client]) -> None:
+        try:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            client = self._connect(kind)
+            # Not entered: a client's context belongs to the thread that entered it.
+            self._stack.callback(client.close)
+        except BaseException as error:  # noqa: BLE001 - raised where the client is asked for
+            opened.set_exception(error)
+        else:
+            opened.set_result(client)
 
     def _connect(self, kind: ClusterClass | None) -> Client:
         where = self._settings.where
@@ -126,15 +161,8 @@ class Workers:
                 ) from error
         return Client(self._stack.enter_context(self._local()))
 
-    def _wait(self, client: Client) -> None:
-        """One worker must be there; the others may come while it works."""
-        try:
-            client.wait_for_workers(1, timeout=QUEUE)
-        except TimeoutError as error:
-            raise StorageError(
-                f"no worker came to the cluster {self._settings.where} within {QUEUE} s: look at "
-                "its queue and its workers' logs, then run again"
-            ) from error
+    def _warn(self, what: str) -> None:
+        logger.warning("cluster %s %s: see that nothing is left of it", self._settings.where, what)
 
     def _local(self) -> LocalCluster:
         with dask.config.set({"distributed.nanny.pre-spawn-environ": _ENVIRONMENT}):

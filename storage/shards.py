@@ -14,10 +14,12 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-CODECS = [BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()]
+_NAME, _LEVEL = "zstd", 3
+
+CODECS = [BloscCodec(cname=_NAME, clevel=_LEVEL, shuffle="bitshuffle"), Crc32cCodec()]
 """A chunk's codecs, as an array's metadata name them."""
 
-_BLOSC = Blosc("zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
+_BLOSC = Blosc(_NAME, clevel=_LEVEL, shuffle=Blosc.BITSHUFFLE)
 _BLOSC_HEADER = struct.Struct("<4xIII")
 """Decoded size, block size, encoded size."""
 _CHECKSUM = 4

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -131,17 +131,17 @@ def write(
 
     Raises:
         StorageError: scratch or store cannot be written.
-        DatasetError: what was read back is not what was written.
+        DatasetError: the slices are not of that shape, or what was read back is not what was
+            written. What the slices themselves raise is raised as it is.
     """
-    with storage_errors(str(scratch)):
-        try:
-            hashers = _build(scratch, shape, description, slices)
-            digests = {dose: hashers[dose].digest() for dose in DOSES}
-            address = _digest(description, digests)
-            path = f"volumes/{folder_name(patient)}/{address[:_ADDRESS_LENGTH]}"
-            _put(location, scratch, path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        hashers = _build(scratch, shape, description, slices)
+        digests = {dose: hashers[dose].digest() for dose in DOSES}
+        address = _digest(description, digests)
+        path = f"volumes/{folder_name(patient)}/{address[:_ADDRESS_LENGTH]}"
+        _put(location, scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return Written(path, address, digests["full"], digests["low"], hashers["full"].sketch())
 
 
@@ -151,21 +151,21 @@ def _build(
     description: Mapping[str, Any],
     slices: Mapping[str, Iterable[np.ndarray]],
 ) -> dict[str, Hasher]:
-    group = zarr.create_group(LocalStore(folder), attributes=dict(description), zarr_format=3)
-    hashers = {}
-    for dose in DOSES:
-        group.create_array(
-            dose,
-            shape=shape,
-            dtype="int16",
-            chunks=(1, *shape[1:]),
-            shards=(SHARD_SLICES, *shape[1:]),
-            compressors=shards.CODECS,
-            fill_value=AIR,
-            dimension_names=("z", "y", "x"),
-        )
-        hashers[dose] = _write_shards(folder / dose, shape, slices[dose])
-    return hashers
+    # Not around the slices: what the source's disk raises is not said of this one.
+    with storage_errors(str(folder)):
+        group = zarr.create_group(LocalStore(folder), attributes=dict(description), zarr_format=3)
+        for dose in DOSES:
+            group.create_array(
+                dose,
+                shape=shape,
+                dtype="int16",
+                chunks=(1, *shape[1:]),
+                shards=(SHARD_SLICES, *shape[1:]),
+                compressors=shards.CODECS,
+                fill_value=AIR,
+                dimension_names=("z", "y", "x"),
+            )
+    return {dose: _write_shards(folder / dose, shape, slices[dose]) for dose in DOSES}
 
 
 def _write_shards(
@@ -174,19 +174,25 @@ def _write_shards(
     """Write every shard, those of air too, so that one which is lost can be told from them."""
     hasher, count, chunks = Hasher(shape), 0, []
     for count, image in enumerate(slices, 1):
+        if count > shape[0]:
+            break
         if (image.shape, image.dtype) != (shape[1:], np.int16):
             raise DatasetError(f"a slice is {image.dtype} {image.shape}, not int16 {shape[1:]}")
         # Digested and compressed one by one, while a slice is in the processor's cache.
         hasher.add(image)
         chunks.append(shards.encode(image))
         if len(chunks) == SHARD_SLICES or count == shape[0]:
-            shard = folder / "c" / str((count - 1) // SHARD_SLICES) / "0" / "0"
-            shard.parent.mkdir(parents=True)
-            shard.write_bytes(shards.pack(chunks, SHARD_SLICES))
+            _write_shard(folder / "c" / str((count - 1) // SHARD_SLICES), chunks)
             chunks = []
     if count != shape[0]:
         raise DatasetError(f"{count} slices of the {folder.name}-dose series came, not {shape[0]}")
     return hasher
+
+
+def _write_shard(folder: Path, chunks: Sequence[bytes]) -> None:
+    with storage_errors(str(folder)):
+        (folder / "0").mkdir(parents=True)
+        (folder / "0" / "0").write_bytes(shards.pack(chunks, SHARD_SLICES))
 
 
 def _put(location: Location, folder: Path, path: str) -> None:
@@ -196,7 +202,8 @@ def _put(location: Location, folder: Path, path: str) -> None:
     # The group's own zarr.json goes last: with it the volume is complete.
     for file in sorted(files, key=lambda f: (-len(f.relative_to(folder).parts), str(f))):
         name = f"{path}/{file.relative_to(folder).as_posix()}"
-        content = file.read_bytes()
+        with storage_errors(str(folder)):
+            content = file.read_bytes()
         with storage_errors(str(location)):
             obstore.put(store, name, content)
             stored = obstore.get(store, name).bytes()
@@ -257,11 +264,11 @@ def check(location: Location, path: str, shape: tuple[int, int, int]) -> None:
                 array = group.get(dose)
             if not isinstance(array, zarr.Array) or array.shape != shape:
                 raise DatasetError(f"{location}/{path}/{dose}: no array of shape {shape}")
-            shards = [f"{path}/{dose}/c/{i}/0/0" for i in range(-(-shape[0] // SHARD_SLICES))]
-            lost = [shard for shard in shards if shard not in found]
+            expected = [f"{path}/{dose}/c/{i}/0/0" for i in range(-(-shape[0] // SHARD_SLICES))]
+            lost = [shard for shard in expected if shard not in found]
             if lost:
                 raise DatasetError(
-                    f"{location}/{lost[0]}: not there, with {len(lost)} of {len(shards)} shards: "
+                    f"{location}/{lost[0]}: not there, with {len(lost)} of {len(expected)} shards: "
                     f"remove the folder {path} and ingest the cohort again to write it anew"
                 )
 

@@ -4,10 +4,12 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
+from flows import cli
 from flows.cli import RECIPES
 from flows.server import SERVER
 from hqinet.recipe import recipe_names
@@ -147,6 +149,20 @@ def test_env_names_the_same_variables_for_a_shell_and_a_program(hqinet, tmp_path
     assert variables["HQINET_HOME"] == str(fresh.home)
     lines = fresh("env").stdout.splitlines()
     assert [line.removeprefix("export ").partition("=")[0] for line in lines] == list(variables)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (TimeoutError("nobody answered"), "hqinet: TimeoutError: nobody answered\n"),
+        (PermissionError(13, "denied", "/d"), "hqinet: /d: denied: choose another path\n"),
+    ],
+)
+def test_a_failure_of_the_system_is_one_line_too(monkeypatch, capsys, error, line):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=error))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == line
 
 
 def test_wrong_usage_exits_2(command):

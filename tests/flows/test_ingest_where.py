@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from threading import Event
 
 import pytest
 from distributed import LocalCluster
@@ -82,35 +83,42 @@ class Failing:
         self.step = step
         if step == "start":
             raise TimeoutError("not actioned after 60 seconds")
+        if step == "wait":
+            Event().wait()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_: object) -> None:
         Failing.closed += 1
+        if self.step == "close":
+            raise RuntimeError("delete refused")
 
     def scale(self, workers: int) -> None:
         raise RuntimeError(f"no room for {workers}")
 
 
 @pytest.mark.parametrize(
-    ("step", "said", "closed"),
+    ("step", "said", "closed", "logged"),
     [
-        ("start", "TimeoutError: not actioned after 60 seconds; look at", 0),
-        ("scale", "RuntimeError: no room for 3; look at", 1),
+        ("start", "Failing' does not start: TimeoutError: not actioned after 60 .* look at", 0, ""),
+        ("scale", "Failing' does not start: RuntimeError: no room for 3; look at", 1, ""),
+        ("close", "RuntimeError: no room for 3;", 1, "could not be closed (RuntimeError: delete"),
+        ("wait", "no worker came to the cluster .*Failing within 0.2 s", 0, "was still starting"),
     ],
 )
 def test_a_cluster_that_does_not_start_says_why_and_is_closed(
-    tmp_path, monkeypatch, step, said, closed
+    tmp_path, monkeypatch, caplog, step, said, closed, logged
 ):
     monkeypatch.setattr(Failing, "closed", 0)
+    monkeypatch.setattr("flows.cluster.QUEUE", 0.2)
+    monkeypatch.setattr("flows.cluster.PARTING", 0.1)
     settings = ClusterSettings(where=f"{__name__}.Failing", workers=3, arguments={"step": step})
-    with (
-        Workers(settings, tmp_path) as workers,
-        pytest.raises(StorageError, match=f"Failing' does not start: {said}"),
-    ):
+    with Workers(settings, tmp_path) as workers, pytest.raises(StorageError, match=said):
         list(workers.run(str, [1], retries=0))
     assert Failing.closed == closed
+    assert logged in caplog.text
+    assert bool(logged) == bool(caplog.text)
 
 
 def test_a_class_whose_import_is_for_the_main_thread_and_takes_ctrl_c(tmp_path, monkeypatch):
