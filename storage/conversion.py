@@ -10,6 +10,7 @@ from pathlib import Path
 
 from storage import volumes
 from storage.catalog import Row
+from storage.dicom import Series
 from storage.location import Location, storage_errors
 from storage.pairing import Pair, Refusal
 from storage.pixels import SliceReader
@@ -74,7 +75,7 @@ class Conversion:
                 Code.IDENTICAL_DOSES,
                 "low dose and full dose hold the same pixels; expected two different images",
             )
-        notes = [pair.note, *_notes("low", low), *_notes("full", full)]
+        notes = [pair.note, *_notes("low", low, pair.low), *_notes("full", full, pair.full)]
         spacing = pair.full.spacing
         return Row(
             key=f"patient:{pair.patient}",
@@ -121,8 +122,13 @@ def describe(pair: Pair) -> dict[str, object]:
     }
 
 
-def _notes(dose: str, reader: SliceReader) -> list[str]:
+def _notes(dose: str, reader: SliceReader, series: Series) -> list[str]:
     notes = []
+    # Taken as each slice says, for some scanners write it so; of others it is damage.
+    if len({item.rescale for item in series.slices}) > 1:
+        notes.append(f"{dose} dose: slices differ in rescale slope or intercept")
+    if len({(item.stored.bits, item.stored.high) for item in series.slices}) > 1:
+        notes.append(f"{dose} dose: slices differ in bits stored")
     if reader.rounded:
         notes.append(f"{dose} dose: HU rounded to whole numbers")
     if reader.padded:

@@ -1,8 +1,9 @@
-"""What is remembered of conversions: taken up while the volume is sure to stay."""
+"""What is said of a conversion; what is remembered is taken up while the volume is sure to stay."""
 
 import os
 import time
 
+import pydicom
 import pytest
 
 from storage.catalog import Row
@@ -31,3 +32,24 @@ def test_an_old_volume_is_taken_up_only_if_a_commit_names_it(tmp_path, named, re
     pair = Pair("A", None, None, "chest", None, "folder", (), "", "f")
     found = memory.recall(pair, Location(tmp_path), named)
     assert found == (row if recalled else None)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "note"),
+    [
+        ("RescaleIntercept", 0, "full dose: slices differ in rescale slope or intercept"),
+        ("BitsStored", 15, "full dose: slices differ in bits stored"),
+    ],
+)
+def test_a_slice_that_is_stored_otherwise_is_converted_so_and_it_is_said(
+    tmp_path, series, dataset, deliver, keyword, value, note
+):
+    one = series("L001", "FULL", seed=1)
+    series("L001", "LOW", seed=1, low=True).write(tmp_path / "source" / "low")
+    file = min(one.write(tmp_path / "source" / "full").iterdir())
+    assert deliver(dataset, tmp_path / "source").admission.accepted[0].note is None
+    image = pydicom.dcmread(file)
+    image[keyword].value = value
+    image.save_as(file)
+    (row,) = deliver(dataset, tmp_path / "source").admission.accepted
+    assert row.note == note

@@ -439,7 +439,10 @@ def test_frames_of_several_kernels_or_thicknesses_have_none(tmp_path, series, da
     group(file, slice(7, 8), "CTReconstructionSequence", ConvolutionKernel="B50f")
     group(file, slice(7, 8), "PixelMeasuresSequence", **measures | {"SliceThickness": 5})
     (row,) = deliver(dataset, tmp_path / "source").admission.accepted
-    assert row.note == "kernels differ: low dose other, full dose B30f"
+    assert row.note.split("; ") == [
+        "kernels differ: low dose other, full dose B30f",
+        *(f"{dose} dose: slices differ in rescale slope or intercept" for dose in ("low", "full")),
+    ]
     found = scan(file.parent, CohortRules(), Pseudonyms(), tmp_path / "another memory", map)
     assert found.records[0].thickness is None
 
