@@ -11,7 +11,6 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian
 
 from storage.dicom import Series, Slice
-from storage.frames import Stored
 from storage.refusals import Code, Refused
 from storage.volumes import AIR, is_flat
 
@@ -87,7 +86,7 @@ class SliceReader:
 
     def _to_hu(self, stored: np.ndarray, item: Slice) -> np.ndarray:
         """HU = slope x stored value + intercept (DICOM PS3.3 C.11.1.1.2); padding is air."""
-        hu = self._scaled(_measured(stored, item.stored), *item.rescale)
+        hu = self._scaled(_measured(stored, item), *item.rescale)
         if item.stored.padding is not None:
             padding = _padding(stored, item.stored.padding)
             self.padded += int(np.count_nonzero(hu[padding] > AIR))
@@ -160,10 +159,24 @@ def _padding(stored: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
     return (stored >= first) & (stored <= last)
 
 
-def _measured(values: np.ndarray, stored: Stored) -> np.ndarray:
-    """The bits of the pixel that are measurement, whatever the rest of its word holds."""
-    width = values.dtype.itemsize * 8
-    if stored.bits == width:
+def _measured(values: np.ndarray, item: Slice) -> np.ndarray:
+    """The bits of the pixel that are measurement, whatever the rest of its word holds.
+
+    Raises:
+        Refused: bits below the lowest of them are used, so HighBit is wrong.
+    """
+    bits, high = item.stored.bits, item.stored.high
+    width, lowest = values.dtype.itemsize * 8, high + 1 - bits
+    if bits == width:
         return values
+    # Above them overlays may stand; values that do not begin at bit 0 are left-aligned, as old
+    # files have them, and then nothing is below.
+    if lowest and (values & ((1 << lowest) - 1)).any():
+        raise Refused(
+            Code.UNSUPPORTED_PIXELS,
+            f"BitsStored {bits} up to HighBit {high}, and values in the bits below; "
+            f"expected HighBit {bits - 1}",
+            (item.path,),
+        )
     # Left to the top and back again: an arithmetic shift extends the sign.
-    return (values << (width - 1 - stored.high)) >> (width - stored.bits)
+    return (values << (width - 1 - high)) >> (width - bits)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from storage.admission import Admission, admit
@@ -17,8 +18,9 @@ from storage.catalog import Row
 from storage.cohort import CohortRules
 from storage.conversion import Conversion, refused_row
 from storage.dataset import Dataset, Snapshot
-from storage.dicom import Limits
+from storage.dicom import Limits, order
 from storage.pairing import plan
+from storage.pixels import SliceReader
 from storage.pseudonym import Pseudonyms
 from storage.scan import scan
 
@@ -76,6 +78,18 @@ def deliver(tmp_path: Path) -> Callable[..., Delivered]:
         return Delivered(decided, snapshot)
 
     return deliver
+
+
+@pytest.fixture
+def read() -> Callable[..., tuple[np.ndarray, SliceReader]]:
+    """The only series of a folder as HU, and the reader that made them."""
+
+    def read(folder: Path, limits: Limits | None = None) -> tuple[np.ndarray, SliceReader]:
+        found = scan(folder, CohortRules(), Pseudonyms(), folder.parent / "memory", map)
+        reader = SliceReader(folder, order(found.records, limits or Limits()))
+        return np.stack(list(reader)), reader
+
+    return read
 
 
 @pytest.fixture
