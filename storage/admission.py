@@ -20,6 +20,8 @@ from storage.refusals import Code
 
 Key = tuple[str, str]
 
+_GO_BACK = "`hqinet dataset rollback` to the commit before that, and ingest again"
+
 
 @dataclass
 class Admission:
@@ -132,7 +134,10 @@ def _refusals(
         before = standing.get(patient)
         other = next((o for m in _marks(row) if (o := owners.get(m, patient)) != patient), None)
         if other is not None:
-            reason = f"the full-dose pixels of {patient} stand under {other} already"
+            reason = (
+                f"the full-dose pixels of {patient} stand under {other} already: one person has "
+                f"one ID; if it was {other} that was delivered under a wrong one, {_GO_BACK}"
+            )
             refused[patient] = _refused(row, Code.DUPLICATE_PATIENT, reason)
         elif before and not (_evidence(before) | replaced) & _evidence(row):
             refused[patient] = _refused(row, Code.PATIENT_CONFLICT, _conflict(before))
@@ -155,7 +160,8 @@ def _conflict(before: Row) -> str:
         f"{before.patient} stands from cohort {before.cohort!r}, and this volume has no study, "
         "frame of reference, slice or folder in common with it: if it is another person, give "
         "the patients of this delivery a prefix in its cohort file; if it is the same one, do so "
-        f"too and put both into the split {before.split} with `hqinet dataset splits import`"
+        f"too and put both into the split {before.split} with `hqinet dataset splits import`; if "
+        f"what stands was delivered under a wrong ID, {_GO_BACK}"
     )
 
 

@@ -9,6 +9,7 @@ import pydicom
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
+from storage import upkeep
 from storage.refusals import Code
 
 FULL = "Collection/L001/01-01-2022-NA-NA-00001/1.000-Full Dose Images-1"
@@ -375,3 +376,21 @@ def test_a_broken_redelivery_does_not_remove_the_patient(tmp_path, pair, dataset
     assert done.refused == [("L001", "unreadable")]
     assert done.snapshot.patients() == good.patients()
     assert (done.snapshot.volume("L001").full[:] == good.volume("L001").full[:]).all()
+
+
+def test_what_came_under_a_wrong_id_is_rolled_back_and_delivered_again(
+    tmp_path, pair, dataset, deliver
+):
+    wrong, right = tmp_path / "wrong", tmp_path / "right"
+    pair(wrong, "L001", seed=2)
+    another = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4"}
+    pair(right, "L001", seed=1, attributes=another)
+    pair(right, "L002", seed=2)
+    (before,) = deliver(dataset, wrong).admission.accepted
+    done = deliver(dataset, right)
+    assert done.refused == [("L001", "patient_conflict"), ("L002", "duplicate_patient")]
+    assert all("dataset rollback" in row.reason for row in done.admission.refused)
+    upkeep.rollback(dataset, 0)
+    done = deliver(dataset, right)
+    assert (done.accepted, done.refused) == (["L001", "L002"], [])
+    assert done.snapshot.patients()[0].split == before.split
