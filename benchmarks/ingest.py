@@ -71,11 +71,10 @@ def measure_ingest(folder: Path, source: Path, files: list[Path]) -> None:
     home.enter(folder / "home")
     os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
     # Prefect reads its settings when it is imported.
-    from prefect.testing.utilities import prefect_test_harness
-
     from flows.ingest import ingest
+    from flows.server import server
 
-    with prefect_test_harness():
+    with server():
         project = rate(files, lambda: ingest(str(source)))
         again = seconds(lambda: ingest(str(source)))
     first = len(files) / project

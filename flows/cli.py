@@ -18,7 +18,7 @@ import typer
 from flows import cli_dataset
 from flows import home as homes
 from flows.options import Commit, Home, Json, enter
-from flows.server import require_server
+from flows.server import server
 from hqinet.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -279,8 +279,7 @@ def ingest_settings(cohort_file: Path | None) -> "IngestSettings":
 @contextmanager
 def orchestrated() -> Iterator[None]:
     """Flows run in here: their server is there, and standard output is left to the result."""
-    with quiet():
-        require_server()
+    with quiet(), server():
         yield
 
 

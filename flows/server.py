@@ -5,7 +5,8 @@ that is killed outright cannot stop it, and after many kills they would fill the
 """
 
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -21,15 +22,19 @@ class ServerError(StorageError):
     """No Prefect server can be reached; one line that says what to do."""
 
 
-def require_server() -> None:
-    """See that the named server answers, or start the command's own.
+@contextmanager
+def server() -> Iterator[None]:
+    """Flows run in here: the named server answers, or the command's own is started.
 
     Raises:
         ServerError: nothing answers at the address that was given.
     """
     # Takes seconds to import, and reads the environment then.
-    from prefect.server.api.server import SubprocessASGIServer  # noqa: PLC0415
-    from prefect.settings import PREFECT_API_URL  # noqa: PLC0415
+    from prefect.settings import (  # noqa: PLC0415
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
 
     if url := PREFECT_API_URL.value():
         if not answers(f"{url}/health"):
@@ -37,7 +42,18 @@ def require_server() -> None:
                 f"no Prefect server answers at {url}: start it (`prefect server start`), or unset "
                 "PREFECT_API_URL"
             )
+        yield
         return
+    _start()
+    # A heartbeat tells a server a run that died from a slow one. The command's own dies with it,
+    # and a flow waits at its end, up to a second, for the thread that beats.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+def _start() -> None:
+    from prefect.server.api.server import SubprocessASGIServer  # noqa: PLC0415
+
     # Ctrl-C goes to every process of the terminal's command. This one must outlive it, or the flow
     # would wait for minutes to tell it that it ended.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
