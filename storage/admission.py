@@ -54,7 +54,7 @@ def admit(
     Args:
         current: rows of the latest commit.
         incoming: accepted rows without a split and refused rows, of all that the delivery holds.
-        seen: keys that the delivery says something about: refusals under them that it does not
+        seen: subjects that the delivery says something about: refusals of them that it does not
             repeat are over.
     """
     rows = {_identity(row): row for row in current}
@@ -64,7 +64,7 @@ def admit(
     repeated = {_identity(row): row for row in admission.refused}
     repeated.update((_identity(row), row) for row in incoming if row.status == "refused")
     for key, row in list(rows.items()):
-        over = row.status == "refused" and row.cohort == cohort and row.key in seen
+        over = row.status == "refused" and row.cohort == cohort and row.subject in seen
         mended = row.key.startswith("refused:") and row.patient in accepted
         if over or mended:
             del rows[key]
@@ -82,7 +82,7 @@ def admit(
 
 
 def _identity(row: Row) -> Key:
-    """One row a patient; one refusal a cohort and patient, series or file."""
+    """One row a patient; one refusal a cohort and patient, series or folder."""
     return ("" if row.status != "refused" else row.cohort, row.key)
 
 
@@ -135,8 +135,8 @@ def _refusals(
         other = next((o for m in _marks(row) if (o := owners.get(m, patient)) != patient), None)
         if other is not None:
             reason = (
-                f"the full-dose pixels of {patient} stand under {other} already: one person has "
-                f"one ID; if it was {other} that was delivered under a wrong one, {_GO_BACK}"
+                f"pixels of {patient} stand under {other} already, all or some: one person has one "
+                f"ID; if it was {other} that was delivered under a wrong one, {_GO_BACK}"
             )
             refused[patient] = _refused(row, Code.DUPLICATE_PATIENT, reason)
         elif before and not (_evidence(before) | replaced) & _evidence(row):

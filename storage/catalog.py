@@ -33,7 +33,7 @@ _NOT_IN_DIGEST = ("fingerprint", "studies")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of the catalog: a pair, a refused patient, series or file, or a reserved split.
+    """One row of the catalog: a pair, a refused patient, series or folder, or a reserved split.
 
     Attributes:
         key: what the row is about: `patient:...` (accepted or reserved, one a patient), or, one
@@ -76,6 +76,14 @@ class Row:
     pixels: str | None = None
     sketch: str = ""
     studies: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """What a refusal is of; a series without patient and role, for mending changes both."""
+        if not self.key.startswith("series:"):
+            return self.key
+        _, series, _ = self.key.rsplit(":", 2)
+        return f"series:{series}"
 
 
 _LISTS = ("files", "studies")

@@ -74,6 +74,7 @@ class Conversion:
             raise Refused(
                 Code.IDENTICAL_DOSES,
                 "low dose and full dose hold the same pixels; expected two different images",
+                (pair.low.slices[0].path, pair.full.slices[0].path),
             )
         notes = [pair.note, *_notes("low", low, pair.low), *_notes("full", full, pair.full)]
         spacing = pair.full.spacing

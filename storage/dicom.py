@@ -4,6 +4,7 @@ File names and InstanceNumber say nothing: slices are ordered by ImagePositionPa
 normal of ImageOrientationPatient (DICOM PS3.3 C.7.6.2), and SliceThickness is not the increment.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from storage.frames import Frame, Stored, Vector
 from storage.headers import Record
 from storage.refusals import Code, Refused
 
-_SHOWN_FILES = 5
+SHOWN_FILES = 5
 
 
 class Limits(BaseModel):
@@ -105,7 +106,9 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
     """
     for record in records:
         if record.code:
-            raise Refused(record.code, record.reason or "", _paths(records, record.code))
+            alike = [r.path for r in records if r.code == record.code]
+            reason = f"{record.reason} ({len(alike)} of {len(records)} files)"
+            raise Refused(record.code, reason, tuple(alike[:SHOWN_FILES]))
     images = [(r, i, frame) for r in records for i, frame in enumerate(r.frames)]
     _check_present(images)
     _check_same(records, images, limits)
@@ -115,7 +118,7 @@ def order(records: Sequence[Record], limits: Limits) -> Series:
     ranks = np.argsort(placed[:, 2], kind="stable")
     slices = tuple(_slice(images[i], float(placed[i, 2])) for i in ranks)
     increment = _increment(slices, limits)
-    shift = _shift(placed[ranks], limits)
+    shift = _shift(placed[ranks], slices, limits)
     first = records[0]
     spacing = images[0][2].spacing or ()
     kernels = {r.kernel_digest: r.kernel for r in records if r.kernel_digest}
@@ -148,10 +151,6 @@ def _slice(image: Image, position: float) -> Slice:
     return Slice(record.path, index, round(position, 4), frame.rescale, record.stored)
 
 
-def _paths(records: Sequence[Record], code: Code) -> tuple[str, ...]:
-    return tuple(r.path for r in records if r.code == code)[:_SHOWN_FILES]
-
-
 def _check_present(images: Sequence[Image]) -> None:
     """Every image says where it lies, in numbers that can be true."""
     for attribute, keyword in (
@@ -164,7 +163,7 @@ def _check_present(images: Sequence[Image]) -> None:
             raise Refused(
                 Code.MISSING_GEOMETRY,
                 f"{keyword} is absent or not numeric in {len(lacking)} of {len(images)} images",
-                tuple(lacking[:_SHOWN_FILES]),
+                tuple(lacking[:SHOWN_FILES]),
             )
     for record, _, frame in images:
         row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
@@ -188,17 +187,23 @@ def _check_present(images: Sequence[Image]) -> None:
 
 def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limits) -> None:
     """One matrix, pixel spacing, tilt, orientation and frame of reference."""
-    matrices = sorted({(r.rows, r.columns) for r in records})
+    matrices = Counter((r.rows, r.columns) for r in records).most_common()
     if len(matrices) > 1:
-        found = ", ".join(f"{rows} x {columns}" for rows, columns in matrices)
-        raise Refused(Code.MIXED_MATRIX, f"matrices {found} in one series; expected one")
+        found = ", ".join(f"{rows} x {columns} ({n} files)" for (rows, columns), n in matrices)
+        odd = [r.path for r in records if (r.rows, r.columns) != matrices[0][0]]
+        raise Refused(
+            Code.MIXED_MATRIX,
+            f"matrices {found} in one series; expected one",
+            tuple(odd[:SHOWN_FILES]),
+        )
     first = images[0][2]
-    tilts = sorted({r.tilt for r in records if r.tilt is not None})
-    if tilts and tilts[-1] - tilts[0] > limits.tilt_degrees:
+    tilts = sorted((r.tilt, r.path) for r in records if r.tilt is not None)
+    if tilts and tilts[-1][0] - tilts[0][0] > limits.tilt_degrees:
         raise Refused(
             Code.CHANGING_TILT,
-            f"GantryDetectorTilt goes from {tilts[0]:g} to {tilts[-1]:g} degrees within the series"
-            f"; expected a change of {limits.tilt_degrees:g} at most",
+            f"GantryDetectorTilt goes from {tilts[0][0]:g} to {tilts[-1][0]:g} degrees within the "
+            f"series; expected a change of {limits.tilt_degrees:g} at most",
+            (tilts[0][1], tilts[-1][1]),
         )
     for code, attribute, tolerance, what in (
         (Code.MIXED_SPACING, "spacing", limits.spacing_mm, "pixel spacing (mm)"),
@@ -213,10 +218,12 @@ def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limi
                     f"within {tolerance:g}",
                     (images[0][0].path, record.path),
                 )
-    if len({r.frame_of_reference for r in records}) > 1:
+    frames = {r.frame_of_reference: r.path for r in records}
+    if len(frames) > 1:
         raise Refused(
             Code.CONTRADICTORY_GEOMETRY,
-            "several FrameOfReferenceUIDs in one series: its positions cannot be compared",
+            f"{len(frames)} FrameOfReferenceUIDs in one series: its positions cannot be compared",
+            tuple(frames.values())[:SHOWN_FILES],
         )
 
 
@@ -229,7 +236,9 @@ def _increment(slices: Sequence[Slice], limits: Limits) -> float:
     """The median distance between slices, in mm; none lacks, none is there twice."""
     if len(slices) < limits.min_slices:
         raise Refused(
-            Code.TOO_FEW_SLICES, f"{len(slices)} slices; expected {limits.min_slices} or more"
+            Code.TOO_FEW_SLICES,
+            f"{len(slices)} slices; expected {limits.min_slices} or more",
+            tuple(item.path for item in slices[:SHOWN_FILES]),
         )
     steps = np.diff([s.position for s in slices])
     median = float(np.median(steps))
@@ -262,15 +271,17 @@ def _increment(slices: Sequence[Slice], limits: Limits) -> float:
     return median
 
 
-def _shift(placed: np.ndarray, limits: Limits) -> Vector:
+def _shift(placed: np.ndarray, slices: Sequence[Slice], limits: Limits) -> Vector:
     """How far slices move sideways: evenly, as a tilted gantry makes them, or it is an error."""
     shifts = np.diff(placed[:, :2], axis=0)
     median = np.median(shifts, axis=0)
-    off = float(np.abs(shifts - median).max())
-    if off > limits.position_mm:
+    off = np.abs(shifts - median).max(axis=1)
+    worst = int(off.argmax())
+    if off[worst] > limits.position_mm:
         raise Refused(
             Code.CONTRADICTORY_GEOMETRY,
-            f"a slice lies {off:.2f} mm beside the line of the others; expected within "
+            f"a slice lies {off[worst]:.2f} mm beside the line of the others; expected within "
             f"{limits.position_mm:g} mm",
+            (slices[worst].path, slices[worst + 1].path),
         )
     return tuple(map(float, median))

@@ -123,9 +123,9 @@ def read_record(root: Path, path: str, rules: CohortRules, names: Pseudonyms) ->
         of_disk = isinstance(error, OSError)
         reason = f"the disk gives an error: {error.strerror}" if of_disk else "memory ran out"
         return _unreadable(path, -1, mtime, reason)
-    except Exception as error:  # noqa: BLE001 - a broken file provokes any error in the parser
-        reason = f"the header cannot be read as DICOM ({type(error).__name__})"
-        return _unreadable(path, size, mtime, reason)
+    except Exception:  # noqa: BLE001 - a broken file provokes any error in the parser
+        reason = f"{size} bytes that cannot be read as DICOM: damaged, or something else by name"
+        return _unreadable(path, size, mtime, "the file is empty" if not size else reason)
 
 
 def _unreadable(path: str, size: int, mtime: int, reason: str) -> Record:
@@ -374,9 +374,10 @@ class _Reader:
                 reason = "RescaleType is not HU: the values are no Hounsfield units"
                 raise Refused(Code.NOT_HU, reason)
             if frame.rescale is None or not frame.rescale[0]:
+                found = "RescaleSlope or RescaleIntercept is absent or no number"
                 raise Refused(
                     Code.NOT_HU,
-                    "RescaleSlope or RescaleIntercept is absent, zero or no number: no way to HU",
+                    f"{'RescaleSlope is 0' if frame.rescale else found}: no way to HU",
                 )
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from storage import volumes
 from storage.cohort import CohortRules, Role
-from storage.dicom import Limits, Series, order
+from storage.dicom import SHOWN_FILES, Limits, Series, order
 from storage.grids import match
 from storage.headers import Record
 from storage.pseudonym import Pseudonyms
@@ -48,9 +48,10 @@ class Refusal:
     """A row of the catalog to be: what was refused and why.
 
     Attributes:
-        key: `refused:...` (a patient), `series:...` or `file:...`.
+        key: see `storage.catalog.Row`.
         source: folder or file below the delivery, as it may be shown.
-        files: those that show what is wrong, as they may be shown.
+        files: those that show what is wrong, as they may be shown; unreadable ones all, of others
+            the first.
     """
 
     key: str
@@ -67,7 +68,8 @@ class Plan:
 
     Attributes:
         pairs, refusals: sorted by patient and key.
-        seen: keys of all patients, series and files that the delivery says something about.
+        seen: subjects (`Row.subject`) that the delivery says something about: all its patients,
+            series and folders.
     """
 
     pairs: tuple[Pair, ...]
@@ -96,18 +98,22 @@ class _Planner:
         nameless: list[Record] = []
         broken: list[Record] = []
         for record in scan.records:
-            self.seen.add(f"file:{self.names.digest(record.path)}")
             if record.kind == "unreadable":
                 broken.append(record)
-            elif record.patient is None:
+                continue
+            self.seen.add(f"series:{record.series}")
+            if record.patient is None:
                 nameless.append(record)
             else:
                 patients[record.patient].append(record)
+        nobodys: dict[str, list[Record]] = defaultdict(list)
         for patient, record in self.owners(patients, broken):
             if patient is None:
-                self.refuse_file(record)
+                nobodys[str(PurePosixPath(record.path).parent)].append(record)
             else:
                 patients[patient].append(record)
+        for folder, group in nobodys.items():
+            self.refuse_files(folder, group)
         for group in _by_series(nameless).values():
             self.refuse_series(group, _first_code(group) or _NAMELESS)
         pairs = []
@@ -146,7 +152,7 @@ class _Planner:
                 dosed.append(group)
         if broken:
             reason = f"of its files, {len(broken)} cannot be read; the first: {broken[0].reason}"
-            files = tuple(r.path for r in broken[:5])
+            files = tuple(r.path for r in broken)
             self.refuse_patient(patient, records, Refused(Code.UNREADABLE, reason, files))
             return None
         try:
@@ -172,7 +178,8 @@ class _Planner:
                 try:
                     matches.append(match(low, full, self.limits))
                 except Refused as refused:
-                    misfits.append(refused)
+                    files = low.slices[0].path, full.slices[0].path
+                    misfits.append(Refused(refused.code, refused.reason, files))
         if not matches:
             raise misfits[0]
         best = min(matches, key=_preference)
@@ -182,7 +189,7 @@ class _Planner:
         left = [g for g in groups if (g[0].series, g[0].role) not in chosen]
         for group in left:
             key = group[0].series, group[0].role
-            self.refuse_series(group, bad.get(key) or _not_chosen(group))
+            self.refuse_series(group, bad.get(key) or _NOT_CHOSEN)
         if left:
             notes.append(f"chosen among {len(groups)} series")
         first = next(g[0] for g in groups if (g[0].series, g[0].role) == (full.key, Role.FULL))
@@ -243,29 +250,29 @@ class _Planner:
         )
 
     def refuse_series(self, group: Sequence[Record], refused: Refused) -> None:
-        key = f"series:{group[0].patient or ''}:{group[0].series}:{group[0].role}"
-        self.seen.add(key)
         self.refusals.append(
             Refusal(
-                key,
+                f"series:{group[0].patient or ''}:{group[0].series}:{group[0].role}",
                 group[0].patient,
                 refused.code,
-                refused.reason,
+                f"{refused.reason} (a series of {len(group)} files)",
                 self.folder(r.path for r in group),
-                tuple(map(self.names.path, refused.files or [r.path for r in group[:5]])),
+                tuple(map(self.names.path, refused.files or [r.path for r in group[:SHOWN_FILES]])),
             )
         )
 
-    def refuse_file(self, record: Record) -> None:
-        shown = self.names.path(record.path)
+    def refuse_files(self, folder: str, group: Sequence[Record]) -> None:
+        """Unreadable files of a folder, that are no patient's."""
+        files = tuple(self.names.path(record.path) for record in group)
+        reason = f"{len(group)} files cannot be read; the first: {group[0].reason}"
         self.refusals.append(
             Refusal(
-                f"file:{self.names.digest(record.path)}",
+                f"file:{self.names.digest(folder)}",
                 None,
                 Code.UNREADABLE,
-                record.reason or "",
-                shown,
-                (shown,),
+                reason if len(group) > 1 else group[0].reason or "",
+                self.names.path(folder) if len(group) > 1 else files[0],
+                files,
             )
         )
 
@@ -284,6 +291,11 @@ _ROLELESS = {
         "neither description nor path says low or full dose; a cohort file can say how to tell",
     ),
 }
+_NOT_CHOSEN = Refused(
+    Code.NOT_CHOSEN,
+    "beside the pair that was chosen; the rule: one study, then one kernel and slice thickness, "
+    "then most slices, then the smallest increment",
+)
 
 
 def _by_series(records: Sequence[Record]) -> dict[tuple[str, Role], list[Record]]:
@@ -336,14 +348,6 @@ def _shared_uids(low: Series, full: Series) -> tuple[str, ...]:
     return tuple(sorted(uids - {""}))
 
 
-def _not_chosen(group: Sequence[Record]) -> Refused:
-    return Refused(
-        Code.NOT_CHOSEN,
-        f"a series of {len(group)} files beside the pair that was chosen; the rule: one study, "
-        "then one kernel and slice thickness, then most slices, then the smallest increment",
-    )
-
-
 def _require_both(
     groups: Sequence[Sequence[Record]],
     good: Mapping[Role, Sequence[Series]],
@@ -356,15 +360,18 @@ def _require_both(
         for (_, of_role), refused in bad.items():
             if of_role is role:
                 raise Refused(refused.code, f"{role}-dose series: {refused.reason}", refused.files)
+        files = tuple(group[0].path for group in groups)
         ambiguous = [r for (_, of), r in bad.items() if of is Role.AMBIGUOUS]
         if ambiguous:
-            raise ambiguous[0]
+            raise Refused(ambiguous[0].code, ambiguous[0].reason, files)
         unknown = [g for g in groups if g[0].role is Role.UNKNOWN]
         if unknown and not good[Role.LOW] and not good[Role.FULL]:
-            raise _ROLELESS[Role.UNKNOWN]
+            roleless = _ROLELESS[Role.UNKNOWN]
+            raise Refused(roleless.code, roleless.reason, files)
         known = len(good[Role.LOW]) + len(good[Role.FULL])
         raise Refused(
             code,
             f"the patient has no {role}-dose series ({known} of the other dose, "
             f"{len(unknown)} of unknown role)",
+            files,
         )

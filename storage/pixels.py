@@ -10,12 +10,11 @@ import pydicom
 from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian
 
-from storage.dicom import Series, Slice
+from storage.dicom import SHOWN_FILES, Series, Slice
 from storage.refusals import Code, Refused
 from storage.volumes import AIR, is_flat
 
 _LARGEST = np.iinfo(np.int16).max
-_SHOWN = 5
 
 
 class SliceReader:
@@ -30,7 +29,7 @@ class SliceReader:
     def __init__(self, root: Path, series: Series) -> None:
         self._root = root
         self._series = series
-        self._flat: list[bool] = []
+        self._flat: list[int | None] = []
         self.clipped = 0
         self.padded = 0
         self.rounded = False
@@ -42,12 +41,19 @@ class SliceReader:
             Refused: a file cannot be decoded, or slices between others are of one value.
             OSError, MemoryError: disk or memory failed; the file may be well.
         """
+        try:
+            yield from self._slices()
+        except Refused as refused:
+            reason = f"{self._series.role}-dose series: {refused.reason}"
+            raise Refused(refused.code, reason, refused.files) from refused
+
+    def _slices(self) -> Iterator[np.ndarray]:
         for path, group in groupby(self._series.slices, key=attrgetter("path")):
             slices = list(group)
             images = self._decode(path, slices)
             for item in slices:
                 hu = self._to_hu(self._next(images, path), item)
-                self._flat.append(is_flat(hu))
+                self._flat.append(int(hu[0, 0]) if is_flat(hu) else None)
                 yield hu
         self._check_content()
 
@@ -80,7 +86,7 @@ class SliceReader:
         except Exception as error:  # decoders raise anything on damaged data
             reason = (
                 f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]}: damaged or "
-                f"cut off ({type(error).__name__})"
+                "cut off"
             )
             raise Refused(Code.UNREADABLE, reason, (path,)) from error
 
@@ -112,17 +118,23 @@ class SliceReader:
         return hu
 
     def _check_content(self) -> None:
-        body = [i for i, flat in enumerate(self._flat) if not flat]
+        slices = self._series.slices
+        body = [i for i, flat in enumerate(self._flat) if flat is None]
         if not body:
-            raise Refused(Code.ZERO_VARIANCE, f"all {len(self._flat)} slices are of one value each")
-        # Beyond the body a slice may be all air; between slices of the body it is a defect.
-        inside = [i for i in range(body[0], body[-1]) if self._flat[i]]
-        if inside:
-            at = ", ".join(f"{self._series.slices[i].position:g}" for i in inside[:_SHOWN])
             raise Refused(
                 Code.ZERO_VARIANCE,
-                f"{len(inside)} slices between others are of one value each, at {at} mm",
-                tuple(self._series.slices[i].path for i in inside[:_SHOWN]),
+                f"all {len(slices)} slices are of one value each, the first of {self._flat[0]} HU",
+                tuple(item.path for item in slices[:SHOWN_FILES]),
+            )
+        # Beyond the body a slice may be all air; between slices of the body it is a defect.
+        inside = [i for i in range(body[0], body[-1]) if self._flat[i] is not None]
+        if inside:
+            first = inside[0]
+            raise Refused(
+                Code.ZERO_VARIANCE,
+                f"{len(inside)} of {len(slices)} slices lie between others and are of one value "
+                f"each, the first of {self._flat[first]} HU at {slices[first].position:g} mm",
+                tuple(slices[i].path for i in inside[:SHOWN_FILES]),
             )
 
 

@@ -62,7 +62,7 @@ class Written:
         digest: of both arrays' HU and of the description.
         pixels, low_pixels: of the full-dose and the low-dose HU alone: the same person under two
             names has the same.
-        sketch: the smallest digests of the full-dose slices, to find a partial copy.
+        sketch: the smallest digests of the slices of each dose, to find a partial copy.
     """
 
     path: str
@@ -142,7 +142,9 @@ def write(
         _put(location, scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Written(path, address, digests["full"], digests["low"], hashers["full"].sketch())
+    # Of both: the person may come again with the doses exchanged.
+    sketch = " ".join(hashers[dose].sketch() for dose in DOSES)
+    return Written(path, address, digests["full"], digests["low"], sketch)
 
 
 def _build(

@@ -117,13 +117,13 @@ def test_an_acceptance_ends_the_refusals_of_the_patient_in_every_cohort():
 
 
 def test_refusals_that_the_delivery_no_longer_makes_are_over():
-    stray = Row(key="series:1:unknown", cohort="a", status="refused", code="localizer")
+    stray = Row(key="series::1:unknown", cohort="a", status="refused", code="localizer")
     rows = deliver([], stray, refusal("A")).rows
-    elsewhere = deliver(rows, pair("C", "3", cohort="b"), cohort="b", seen=[stray.key]).rows
+    elsewhere = deliver(rows, pair("C", "3", cohort="b"), cohort="b", seen=[stray.subject]).rows
     assert stray in elsewhere, "what another cohort says of the same key is another refusal"
     kept = deliver(rows, seen=[]).rows
     assert kept is None, "what a delivery does not hold stays as it is"
-    assert deliver(rows, seen=[stray.key, "refused:A"]).rows == []
+    assert deliver(rows, seen=[stray.subject, "refused:A"]).rows == []
 
 
 def test_a_refusal_does_not_remove_the_patient():

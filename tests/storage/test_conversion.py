@@ -35,21 +35,22 @@ def test_an_old_volume_is_taken_up_only_if_a_commit_names_it(tmp_path, named, re
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value", "note"),
+    ("values", "note"),
     [
-        ("RescaleIntercept", 0, "full dose: slices differ in rescale slope or intercept"),
-        ("BitsStored", 15, "full dose: slices differ in bits stored"),
+        ({"RescaleIntercept": 0}, "full dose: slices differ in rescale slope or intercept"),
+        ({"BitsStored": 10, "HighBit": 9}, "full dose: slices differ in bits stored"),
     ],
 )
 def test_a_slice_that_is_stored_otherwise_is_converted_so_and_it_is_said(
-    tmp_path, series, dataset, deliver, keyword, value, note
+    tmp_path, series, dataset, deliver, values, note
 ):
     one = series("L001", "FULL", seed=1)
     series("L001", "LOW", seed=1, low=True).write(tmp_path / "source" / "low")
     file = min(one.write(tmp_path / "source" / "full").iterdir())
     assert deliver(dataset, tmp_path / "source").admission.accepted[0].note is None
     image = pydicom.dcmread(file)
-    image[keyword].value = value
+    for keyword, value in values.items():
+        image[keyword].value = value
     image.save_as(file)
     (row,) = deliver(dataset, tmp_path / "source").admission.accepted
     assert row.note == note

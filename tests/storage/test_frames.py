@@ -87,7 +87,7 @@ def test_more_compressed_frames_than_promised_are_refused(
     file = min(folder.iterdir())
     encapsulated(file, 1, more=1, table=table)
     promised = 1 if write == "plain" else 12
-    with pytest.raises(Refused, match=f"{promised + 1} compressed frames; expected {promised}$"):
+    with pytest.raises(Refused, match=f"{promised + 1} compressed frames; expected {promised} "):
         read(folder)
 
 

@@ -99,7 +99,7 @@ WRONG_SERIES = {
     "a slice twice": (moved(4, -47.0), Code.DUPLICATE_SLICES, ["-47"]),
     "uneven increments": (moved(4, -37.0), Code.UNEVEN_INCREMENTS, ["4", "median 3"]),
     "too few": (lambda i, image: image if i < 2 else None, Code.TOO_FEW_SLICES, ["2 slices"]),
-    "two matrices": (wider, Code.MIXED_MATRIX, ["16 x 20", "20 x 16"]),
+    "two matrices": (wider, Code.MIXED_MATRIX, ["16 x 20 (9 files)", "20 x 16 (1 files)"]),
     "two pixel spacings": (at(5, PixelSpacing=[0.9, 0.8]), Code.MIXED_SPACING, ["0.9", "0.7"]),
     "a tilt that changes": (tilting, Code.CHANGING_TILT, ["0 to 9 degrees"]),
     "an orientation that changes": (turning, Code.MIXED_ORIENTATION, ["0.995"]),
@@ -126,14 +126,14 @@ WRONG_SERIES = {
         ["BitsStored 12", "HighBit 9"],
     ),
     "no rescale": (absent("RescaleSlope"), Code.NOT_HU, ["RescaleSlope"]),
-    "slope of zero": (at(1, RescaleSlope=0), Code.NOT_HU, ["zero"]),
+    "slope of zero": (at(1, RescaleSlope=0), Code.NOT_HU, ["RescaleSlope is 0", "1 of 10 files"]),
     "electron density": (at(1, RescaleType="ED"), Code.NOT_HU, ["RescaleType"]),
     "blank": (
         lambda _, image: setattr(image, "PixelData", bytes(640)) or image,
         Code.ZERO_VARIANCE,
-        ["all 10"],
+        ["full-dose series: all 10", "-1024 HU"],
     ),
-    "blank in the middle": (at(5, PixelData=bytes(640)), Code.ZERO_VARIANCE, ["1 slices", "-35"]),
+    "blank in the middle": (at(5, PixelData=bytes(640)), Code.ZERO_VARIANCE, ["1 of 10", "-35"]),
 }
 
 
@@ -218,7 +218,9 @@ def test_a_damaged_file_in_a_heap_of_patients_is_refused_alone(tmp_path, series,
     assert done.refused == [(None, "unreadable")]
     assert done.refusal.source == "broken.dcm"
     (heap / "broken.dcm").unlink()
-    assert deliver(dataset, heap).snapshot.commit == 1, "a file that is gone says nothing"
+    again = deliver(dataset, heap)
+    assert again.refused == []
+    assert "refused" not in set(again.snapshot.rows["status"])
 
 
 @pytest.mark.parametrize(
@@ -394,3 +396,47 @@ def test_what_came_under_a_wrong_id_is_rolled_back_and_delivered_again(
     done = deliver(dataset, right)
     assert (done.accepted, done.refused) == (["L001", "L002"], [])
     assert done.snapshot.patients()[0].split == before.split
+
+
+def test_a_series_that_gets_its_patient_or_role_is_refused_no_more(
+    tmp_path, pair, series, dataset, deliver
+):
+    source = tmp_path / "source"
+    pair(source, "L002", seed=2)
+    shutil.copytree(source, tmp_path / "good")
+    for file in (source / "Collection").rglob("*.dcm"):
+        image = pydicom.dcmread(file)
+        image.PatientID = ""
+        image.save_as(file)
+    (source / "Collection" / "L002").rename(source / "Collection" / "someone")
+    assert deliver(dataset, source).refused == [(None, "missing_patient_id")] * 2
+    shutil.rmtree(source)
+    shutil.copytree(tmp_path / "good", source)
+    done = deliver(dataset, source)
+    assert (done.accepted, done.refused) == (["L002"], [])
+    assert set(done.snapshot.rows["status"]) == {"accepted"}
+
+
+def test_unreadable_files_that_are_nobodys_are_one_refusal_a_folder(tmp_path, dataset, deliver):
+    source = tmp_path / "source"
+    for folder, count in (("a", 7), ("b", 1)):
+        (source / folder).mkdir(parents=True)
+        for number in range(count):
+            (source / folder / f"{number}.dcm").write_text("<html>404</html>" * number)
+    first, second = deliver(dataset, source).admission.refused
+    assert {first.source, second.source} == {"a", "b/0.dcm"}
+    many = first if first.source == "a" else second
+    assert many.files == tuple(f"a/{number}.dcm" for number in range(7))
+    assert many.reason.startswith("7 files cannot be read; the first: the file is empty")
+
+
+def test_a_person_who_comes_again_with_the_doses_exchanged_is_refused(
+    tmp_path, series, dataset, deliver
+):
+    one, noisy = series("L001", "FULL", seed=1), series("L001", "LOW", seed=1, low=True)
+    one.write(tmp_path / "a" / "full")
+    noisy.write(tmp_path / "a" / "low")
+    series("L009", "FULL", hu=noisy.values()).write(tmp_path / "b" / "full")
+    series("L009", "LOW", hu=one.values()).write(tmp_path / "b" / "low")
+    deliver(dataset, tmp_path / "a")
+    assert deliver(dataset, tmp_path / "b").refused == [("L009", "duplicate_patient")]
