@@ -166,7 +166,7 @@ def measure_catalog(folder: Path) -> None:
                 digest=f"{n:064x}",
                 pixels=f"{n + 1:064x}",
                 fingerprint=f"{n + 2:064x}",
-                sketch=" ".join(f"{n * 16 + i:016x}" for i in range(16)),
+                sketch=" ".join(f"{n * 32 + i:016x}" for i in range(32)),
             )
             for n in range(count)
         ]

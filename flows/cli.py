@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from flows.settings import IngestSettings
 
 # Flows are imported inside the commands: Prefect reads its settings when it is imported, and
-# --home must be known by then. Recipes are read before that, for mistakes in them are the usual
-# ones, and a home and a server take seconds.
+# --home must be known by then. Recipes and the source's path are looked at before that, for
+# mistakes in them are the usual ones, and a home and a server take seconds.
 
 app = typer.Typer(
     help="Low-dose CT: DICOM in, a judged model out.",
@@ -68,6 +68,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Read a folder of DICOM into the dataset: one new commit, or none if nothing is new."""
+    from storage.scan import require_folder
+
+    require_folder(source, str(source))
     enter(home)
     from flows import ingest as flow
     from flows import printing
@@ -154,7 +157,10 @@ def pipeline(
     as_json: Json = False,
 ) -> None:
     """Ingest, train, evaluate and promote: a folder of DICOM in, a judged model out."""
+    from storage.scan import require_folder
+
     load_recipe(recipe, *(overrides or []))
+    require_folder(source, str(source))
     enter(home)
     from flows import pipeline as flow
     from flows import printing

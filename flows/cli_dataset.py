@@ -1,5 +1,6 @@
 """`hqinet dataset`: look at the versioned dataset and look after it."""
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,7 @@ def log(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
         return
     printing.print_table(
         "Commits",
-        ("commit", "parent", "time", "action", "cohort", "counts", "code"),
+        ("commit", "parent", "time", "action", "cohort", "the dataset after it", "code"),
         (
             [
                 row["commit"],
@@ -194,17 +195,21 @@ def import_splits(
     enter(home)
     from flows import places, printing
     from storage import upkeep
-    from storage.splits import read_csv
+    from storage.splits import SPLITS, read_csv
 
     dataset = places.dataset()
     dataset.create()
     snapshot, moves = upkeep.import_splits(dataset, read_csv(file))
+    of = Counter(row.split for row in snapshot.patients())
+    numbers = {split: of[split] for split in SPLITS}
     if as_json:
-        printing.print_json({"commit": snapshot.commit, "moved": [asdict(move) for move in moves]})
+        moved = [asdict(move) for move in moves]
+        printing.print_json({"commit": snapshot.commit, "moved": moved, "patients": numbers})
     else:
         for move in moves:
             printing.print_line(f"{move.patient}: {move.before or 'new'} -> {move.after}")
-        printing.print_line(f"commit {snapshot.commit}: {len(moves)} moved")
+        now = ", ".join(f"{split} {number}" for split, number in numbers.items())
+        printing.print_line(f"commit {snapshot.commit}: {len(moves)} moved; patients now: {now}")
 
 
 _REFUSAL = ["cohort", "source", "patient", "code", "reason", "files"]

@@ -143,7 +143,7 @@ def print_refused(refused: Sequence[dict[str, Any]]) -> None:
 def _files(row: dict[str, Any]) -> str:
     """The first of the files that show what is wrong, below the source."""
     first, *others = [name.removeprefix(f"{row['source']}/") for name in row["files"]] or [""]
-    return f"{first} and {len(others)} more" if others else first
+    return f"{first} and others" if others else first
 
 
 def print_patients(rows: Sequence[dict[str, Any]]) -> None:

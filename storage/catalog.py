@@ -188,6 +188,8 @@ class Catalog:
         rows = list(rows)
         columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
         content = pa.Table.from_pydict(columns, schema=SCHEMA)
+        # Delta's writer would print a trace of its own beside the error.
+        self.location.require_writable()
         try:
             write_deltalake(
                 table,

@@ -67,6 +67,14 @@ class Location:
                 return from_url(self.url, config=config, client_options=client)
             return LocalStore(self.url, mkdir=create)
 
+    def require_writable(self) -> None:
+        """Raise StorageError if this is a folder that cannot be written; a store says so itself."""
+        if not self.remote and not os.access(self.url, os.W_OK):
+            raise StorageError(
+                f"{self.url}: the target is read-only or not yours: choose another or check the "
+                "rights, then run again (the last commit is intact)"
+            )
+
 
 _NO_ANSWER = "nothing answers: check network, address and endpoint"
 

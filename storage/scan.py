@@ -57,6 +57,19 @@ class ChunkReader:
         return [read_record(self.root, path, self.rules, self.names) for path in paths]
 
 
+def require_folder(source: Path, shown: str) -> None:
+    """Raise SourceError if a delivery is not there or no folder.
+
+    Args:
+        shown: its path as it may be shown.
+    """
+    if not source.is_dir():
+        raise SourceError(
+            f"source {shown} is {'no folder' if source.exists() else 'not there'}"
+            ": give the folder of the delivery"
+        )
+
+
 def scan(
     source: Path,
     rules: CohortRules,
@@ -73,11 +86,7 @@ def scan(
     Raises:
         SourceError: the source is not there, or is no folder.
     """
-    if not source.is_dir():
-        raise SourceError(
-            f"source {names.path(str(source))} is {'no folder' if source.exists() else 'not there'}"
-            ": give the folder of the delivery"
-        )
+    require_folder(source, names.path(str(source)))
     root = source.resolve()
     remembered = _Memory(memory, root, rules, names)
     tree = _Tree(root)

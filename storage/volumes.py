@@ -222,6 +222,10 @@ def open_group(location: Location, path: str) -> zarr.Group:
     Raises:
         DatasetError: it is not there.
     """
+    if not is_complete(location, path):
+        raise DatasetError(
+            f"{location}/{path}: the volume is not there: ingest the cohort again to write it anew"
+        )
     with metadata_errors(location, path):
         store = ObjectStore(location.child(path).store(), read_only=True)
         return zarr.open_group(store, mode="r")

@@ -65,7 +65,9 @@ def test_dataset_upkeep(command, ingested, tmp_path):
     assert command.json("dataset", "gc", "--dry-run")["volumes"] == []
     splits = tmp_path / "splits.csv"
     command.json("dataset", "splits", "export", splits)
-    assert command.json("dataset", "splits", "import", splits) == {"commit": 1, "moved": []}
+    patients = {"train": 3, "validation": 1, "test": 1}
+    same = {"commit": 1, "moved": [], "patients": patients}
+    assert command.json("dataset", "splits", "import", splits) == same
 
 
 def test_train_evaluate_promote_and_models(command, trained):
@@ -94,6 +96,7 @@ def test_alone_it_brings_its_own_server_and_writes_nothing_outside_the_home(
     ("arguments", "says"),
     [
         (("ingest", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("pipeline", "/nowhere/at/all"), "/nowhere/at/all"),
         (("dataset", "show", "--commit", 99), "commit 99"),
         (("train", "--recipe", "fsat"), "fast"),
         (("evaluate", "--split", "tset"), "tset"),

@@ -1,5 +1,6 @@
 """The same dataset in a folder and on an S3 server: commits, races, history, upkeep."""
 
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -228,6 +229,10 @@ class TestUpkeep:
         (problem,) = upkeep.verify(snapshot).problems
         assert problem.patient == "A"
         assert f"remove the folder {row.path} " in problem.problem
+        for batch in list(obstore.list(store, row.path)):
+            obstore.delete(store, [entry["path"] for entry in batch])
+        (problem,) = upkeep.verify(snapshot).problems
+        assert "the volume is not there: ingest the cohort again" in problem.problem
 
     def test_rollback_is_a_new_commit_with_old_rows_and_splits_are_remembered(
         self, dataset, tmp_path
@@ -285,6 +290,17 @@ class TestUpkeep:
         assert not volumes.is_complete(dataset.location, lost.path)
         assert dataset.snapshot(1).volume("A").full.shape == (45, 8, 9)
         assert upkeep.collect_garbage(dataset, dry_run=True, grace=nothing).volumes == []
+
+
+def test_a_folder_that_cannot_be_written_takes_no_commit(tmp_path, monkeypatch):
+    dataset = Dataset(tmp_path / "dataset")
+    dataset.create()
+    before = dataset.snapshot()
+    # What the system says of a read-only disk, to root too.
+    monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
+    with pytest.raises(StorageError, match="read-only"):
+        commit(dataset, refused("A"))
+    assert dataset.snapshot() == before
 
 
 def test_garbage_of_killed_writers_in_a_folder(tmp_path):
