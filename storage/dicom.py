@@ -5,8 +5,9 @@ normal of ImageOrientationPatient (DICOM PS3.3 C.7.6.2), and SliceThickness is n
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -165,7 +166,7 @@ def _check_present(images: Sequence[Image]) -> None:
                 f"{keyword} is absent or not numeric in {len(lacking)} of {len(images)} images",
                 tuple(lacking[:SHOWN_FILES]),
             )
-    for record, _, frame in images:
+    for record, frame in _different(images, "orientation", "spacing"):
         row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
         lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
         skew = float(row @ column)
@@ -183,6 +184,13 @@ def _check_present(images: Sequence[Image]) -> None:
                 f"{frame.spacing[0]:g} x {frame.spacing[1]:g} mm; expected both above 0",
                 (record.path,),
             )
+
+
+def _different(images: Sequence[Image], *attributes: str) -> Iterable[tuple[Record, Frame]]:
+    """The first image of each matrix and each value of the attributes: most series have one."""
+    value = attrgetter("rows", "columns"), attrgetter(*attributes)
+    of = {(value[0](r), value[1](frame)): (r, frame) for r, _, frame in reversed(images)}
+    return reversed(of.values())
 
 
 def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limits) -> None:
@@ -209,7 +217,7 @@ def _check_same(records: Sequence[Record], images: Sequence[Image], limits: Limi
         (Code.MIXED_SPACING, "spacing", limits.spacing_mm, "pixel spacing (mm)"),
         (Code.MIXED_ORIENTATION, "orientation", limits.cosine, "direction cosines"),
     ):
-        for record, _, frame in images:
+        for record, frame in _different(images, attribute):
             here, there = getattr(first, attribute), getattr(frame, attribute)
             if np.abs(np.subtract(here, there)).max() > tolerance:
                 raise Refused(

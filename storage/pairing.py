@@ -109,7 +109,7 @@ class _Planner:
         nobodys: dict[str, list[Record]] = defaultdict(list)
         for patient, record in self.owners(patients, broken):
             if patient is None:
-                nobodys[str(PurePosixPath(record.path).parent)].append(record)
+                nobodys[_folder(record)].append(record)
             else:
                 patients[patient].append(record)
         for folder, group in nobodys.items():
@@ -128,14 +128,16 @@ class _Planner:
         self, patients: Mapping[str, Sequence[Record]], broken: Sequence[Record]
     ) -> list[tuple[str | None, Record]]:
         """Whose an unreadable file is: the patient's to whom all images of its folder belong."""
-        in_folder: dict[PurePosixPath, set[str]] = defaultdict(set)
-        for patient, records in patients.items():
-            for record in records:
-                in_folder[PurePosixPath(record.path).parent].add(patient)
+        whose: dict[str, set[str]] = {_folder(record): set() for record in broken}
+        if whose:
+            for patient, records in patients.items():
+                for record in records:
+                    whose.get(_folder(record), set()).add(patient)
         owned = []
         for record in broken:
-            whose = in_folder.get(PurePosixPath(record.path).parent, set())
-            owned.append((next(iter(whose)) if len(whose) == 1 else None, record))
+            patients_there = whose[_folder(record)]
+            owner = next(iter(patients_there)) if len(patients_there) == 1 else None
+            owned.append((owner, record))
         return owned
 
     def pair(self, patient: str, records: Sequence[Record]) -> Pair | None:
@@ -296,6 +298,10 @@ _NOT_CHOSEN = Refused(
     "beside the pair that was chosen; the rule: one study, then one kernel and slice thickness, "
     "then most slices, then the smallest increment",
 )
+
+
+def _folder(record: Record) -> str:
+    return str(PurePosixPath(record.path).parent)
 
 
 def _by_series(records: Sequence[Record]) -> dict[tuple[str, Role], list[Record]]:

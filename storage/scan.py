@@ -130,20 +130,21 @@ class _Tree:
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
         """Walk the tree; yield paths below the root."""
-        waiting = [self._root]
+        waiting = ["."]
         while waiting:
             folder = waiting.pop()
             try:
-                entries = list(os.scandir(folder))
+                entries = list(os.scandir(self._root / folder))
             except OSError as error:
-                self._shut(str(folder), "folder", error)
+                self._shut(folder, "folder", error)
                 continue
-            self.folders.append(os.path.relpath(folder, self._root))
+            self.folders.append(folder)
             for entry in entries:
+                path = entry.name if folder == "." else f"{folder}/{entry.name}"
                 if entry.is_symlink():
                     self.links += 1
                 elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
+                    waiting.append(path)
                 elif entry.is_file(follow_symlinks=False):
                     try:
                         status = entry.stat(follow_symlinks=False)
@@ -151,14 +152,13 @@ class _Tree:
                         # Gone by now: deliveries are read while they are being moved.
                         continue
                     except OSError as error:
-                        self._shut(entry.path, "file", error)
+                        self._shut(path, "file", error)
                         continue
-                    yield os.path.relpath(entry.path, self._root), status
+                    yield path, status
 
     def _shut(self, path: str, what: str, error: OSError) -> None:
         reason = f"the {what} cannot be opened: {error.strerror}"
-        below = os.path.relpath(path, self._root)
-        self.closed.append(Record(below, -1, -1, "unreadable", code=Code.UNREADABLE, reason=reason))
+        self.closed.append(Record(path, -1, -1, "unreadable", code=Code.UNREADABLE, reason=reason))
 
 
 class _Memory:
