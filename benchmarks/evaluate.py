@@ -24,34 +24,34 @@ from skimage.metrics import (
 )
 from sklearn.metrics import mutual_info_score
 
-from hqinet import phantom
-from hqinet.evaluation import threads
-from hqinet.export import deployable
-from hqinet.inference import restore
-from hqinet.metrics import measure
-from hqinet.model import build
-from hqinet.recipe import load_recipe
-from hqinet.scene import TISSUES, WINDOWS, find_body, scene_of_body
+from hqinet.networks.hqinet import build
+from hqinet.physics import phantoms
+from hqinet.quality.evaluation import threads
+from hqinet.quality.metrics import measure
+from hqinet.quality.reference import TISSUES, WINDOWS, find_body, reference_of_body
+from hqinet.restoration.export import deployable
+from hqinet.restoration.restore import restore
+from hqinet.training.recipe import load_recipe
 
 BATCH = 8
 
 
 def pair(slices: int) -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = phantom.make("chest", seed=0, slices=BATCH, size=512).hu
+    drawn = phantoms.make("chest", seed=0, slices=BATCH, size=512).hu
     full = torch.from_numpy(np.tile(drawn, (-(-slices // BATCH), 1, 1))[:slices])
     generator = torch.Generator().manual_seed(0)
     return full + torch.randn(full.shape, generator=generator) * 60, full
 
 
 def ours(low: torch.Tensor, full: torch.Tensor, body: torch.Tensor) -> dict[str, np.ndarray]:
-    """As `hqinet.evaluation` does it: a slice a thread."""
+    """As `hqinet.quality.evaluation` does it: a slice a thread."""
 
     def one(low: torch.Tensor, full: torch.Tensor, body: torch.Tensor) -> dict[str, torch.Tensor]:
-        scene = scene_of_body(full, low, "chest", body)
+        reference = reference_of_body(full, low, "chest", body)
         return {
             f"{image} {name}": value
             for image, hu in (("low", low), ("restored", restored(low)))
-            for name, value in measure(hu, scene).items()
+            for name, value in measure(hu, reference).items()
         }
 
     with threads(torch.device("cpu")) as pool:

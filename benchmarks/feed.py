@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hqinet.devices import synchronise
-from hqinet.feed import ResidentFeed, StreamingFeed
-from hqinet.model import build
-from hqinet.recipe import Recipe, load_recipe
-from hqinet.sampling import Batch, SampleOrder, VolumePair, prepare
-from storage.dicom_write import SeriesIdentity, write_series
-from storage.location import Location
-from storage.volumes import open_group, open_volume, write
+from hqinet.networks.hqinet import build
+from hqinet.samples.feed import ResidentFeed, StreamingFeed
+from hqinet.samples.sampling import Batch, SampleOrder, VolumePair, prepare
+from hqinet.training.recipe import Recipe, load_recipe
+from storage.dataset.volumes import open_group, open_volume, write
+from storage.dicom.writing import SeriesIdentity, write_series
+from storage.stores.location import Location
 
 SIDE = 512
 DOSES = {"low": "Low Dose Images", "full": "Full Dose Images"}

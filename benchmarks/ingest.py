@@ -29,10 +29,10 @@ import zarr
 from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from flows import home
-from storage.catalog import Row
-from storage.dataset import Dataset
-from storage.dicom_write import SeriesIdentity, write_series
+from flows.operations import home
+from storage.dataset.catalog import Row
+from storage.dataset.versions import Dataset
+from storage.dicom.writing import SeriesIdentity, write_series
 
 PIXELS = 512
 SHARD = 40
@@ -72,7 +72,7 @@ def measure_ingest(folder: Path, source: Path, files: list[Path]) -> None:
     os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
     # Prefect reads its settings when it is imported.
     from flows.ingest import ingest
-    from flows.server import server
+    from flows.operations.server import server
 
     with server():
         project = rate(files, lambda: ingest(str(source)))

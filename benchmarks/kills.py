@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flows import home as homes
-from storage import upkeep
-from storage.dataset import Dataset
-from storage.dicom_write import SeriesIdentity, write_series
+from flows.operations import home as homes
+from storage.dataset import upkeep
+from storage.dataset.versions import Dataset
+from storage.dicom.writing import SeriesIdentity, write_series
 
 
 def main() -> None:

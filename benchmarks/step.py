@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hqinet.blocks import Reconstruction, upsample
 from hqinet.devices import bf16_is_faster, matrix_rate, synchronise
-from hqinet.export import deployable
-from hqinet.losses import restoration_loss
-from hqinet.model import build
-from hqinet.recipe import Recipe, load_recipe
+from hqinet.networks.blocks import Reconstruction, upsample
+from hqinet.networks.hqinet import build
+from hqinet.restoration.export import deployable
+from hqinet.training.losses import restoration_loss
+from hqinet.training.recipe import Recipe, load_recipe
 
 SIDE = 512
 SCHEDULE_SAMPLES = 9_000 * 20

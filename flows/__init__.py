@@ -1,5 +1,5 @@
 """Orchestration: Prefect flows that compose `storage` and `hqinet`, and the `hqinet` command."""
 
-from flows import home
+from flows.operations import home
 
 home.inherit()

@@ -7,14 +7,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from flows import places
+from flows import stores
 from flows.pipeline import PipelineResult, pipeline
 from flows.settings import Settings
-from hqinet import phantom
-from hqinet.simulation import Scan, acquire
-from storage.cohort import SYNTHETIC
-from storage.dicom_write import SeriesIdentity, write_series
+from hqinet.physics import phantoms
+from hqinet.physics.simulation import Scan, acquire
+from storage.dicom.writing import SeriesIdentity, write_series
 from storage.errors import StorageError
+from storage.ingest.cohort import SYNTHETIC
 
 ANATOMIES = {"chest": 0.10, "abdomen": 0.25}
 """Dose of the low-dose series of each, as a fraction of the full dose."""
@@ -54,7 +54,7 @@ def demo() -> PipelineResult:
 def refuse_real_home() -> None:
     """Raise DemoError if the home holds another cohort: phantoms must never train a real model."""
     try:
-        cohorts = set(places.dataset().snapshot().rows["cohort"].dropna())
+        cohorts = set(stores.dataset().snapshot().rows["cohort"].dropna())
     except StorageError:
         return
     if cohorts - {SYNTHETIC}:
@@ -80,7 +80,7 @@ def make_cohort(root: Path) -> Path:
 
 def write_patient(root: Path, number: int, anatomy: str) -> None:
     """Write one synthetic patient's full-dose and low-dose series."""
-    drawn = phantom.make(anatomy, seed=number, slices=SLICES, size=SIZE)
+    drawn = phantoms.make(anatomy, seed=number, slices=SLICES, size=SIZE)
     generator = torch.Generator().manual_seed(number)
     for description, fraction in (
         ("Full Dose Images", 1.0),

@@ -12,18 +12,20 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import lineage, places
+from flows import lineage, stores
 from flows.settings import EvaluateSettings, Settings
-from hqinet import comparison, gate, report
 from hqinet.devices import pick_device
-from hqinet.evaluation import PatientResult, evaluate_patient
-from hqinet.export import load_exported
-from hqinet.sampling import VolumePair
-from hqinet.statistics import per_patient
-from storage.cohort import SYNTHETIC
-from storage.dataset import PatientRow, Snapshot
+from hqinet.quality import gate
+from hqinet.quality.evaluation import PatientResult, evaluate_patient
+from hqinet.quality.statistics import per_patient
+from hqinet.report import comparison
+from hqinet.report import page as report
+from hqinet.restoration.export import load_exported
+from hqinet.samples.sampling import VolumePair
+from storage.dataset.versions import PatientRow, Snapshot
 from storage.errors import StorageError
-from storage.registry import ModelVersion
+from storage.ingest.cohort import SYNTHETIC
+from storage.models.registry import ModelVersion
 
 DEFAULTS = Settings().evaluate
 
@@ -63,12 +65,12 @@ def evaluate(
         settings: How volumes are restored.
     """
     rules = gate.load_policy(policy)
-    version = places.registry().version(model)
-    snapshot = places.dataset().snapshot(commit)
+    version = stores.registry().version(model)
+    snapshot = stores.dataset().snapshot(commit)
     patients = check_leakage(version, snapshot, split)
     champion = champion_table(version, snapshot, split, settings)
-    with tempfile.TemporaryDirectory(dir=places.scratch()) as folder:
-        file = places.registry().model_file(version, Path(folder))
+    with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
+        file = stores.registry().model_file(version, Path(folder))
         budget = report.BYTES_FOR_IMAGES // len(patients)
         results = [
             measure_patient.with_options(task_run_name=f"measure {row.patient}")(
@@ -76,7 +78,7 @@ def evaluate(
             )
             for row in patients
         ]
-    verdict = gate.judge(rules, tabulate(results), champion, lineage.stated(version))
+    verdict = gate.judge(rules, tabulate(results), champion, lineage.lineage_fields(version))
     rival = rival_of(version)
     if rival is not None and champion is None:
         verdict = verdict.refused_by(no_comparison(rival, snapshot, split))
@@ -119,7 +121,7 @@ def measure_patient(
         spacing=row.spacing[1:],
         device=device,
         batch=settings.batch,
-        scratch=places.scratch(),
+        scratch=stores.scratch(),
         budget=budget,
     )
 
@@ -144,7 +146,7 @@ def champion_table(
 
 def rival_of(version: ModelVersion) -> ModelVersion | None:
     """The champion, where it is another version."""
-    champion = places.registry().champion()
+    champion = stores.registry().champion()
     return None if champion is None or champion.version == version.version else champion
 
 
@@ -182,9 +184,9 @@ def evaluated(version: ModelVersion, snapshot: Snapshot, split: str) -> pd.DataF
 
 def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | None:
     """The `summary.json` of an evaluation made before; None where there was none, or half of it."""
-    with tempfile.TemporaryDirectory(dir=places.scratch()) as folder:
+    with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
         artifact = f"{_artifact(commit, split)}/{report.SUMMARY}"
-        path = places.registry().fetch(run, artifact, Path(folder))
+        path = stores.registry().fetch(run, artifact, Path(folder))
         try:
             return None if path is None else json.loads(path.read_text("utf-8"))
         except ValueError:  # a kill while it was stored
@@ -217,7 +219,7 @@ def write_report(
     name = f"model-{version.version}-commit-{snapshot.commit}-{split}"
     folder = Settings().reports / name
     patients = report.write(evaluation, folder)
-    registry = places.registry()
+    registry = stores.registry()
     # The summary goes last: with it the evaluation is complete.
     for file in sorted(folder.iterdir(), key=lambda file: file.name == report.SUMMARY):
         registry.log_file(version.run, file, _artifact(snapshot.commit, split))
@@ -319,7 +321,7 @@ def compare(left: str, right: str, commit: int | None = None, split: str = "test
 
     Raises EvaluationError where one of them was not evaluated there.
     """
-    number = places.dataset().snapshot(commit).commit
+    number = stores.dataset().snapshot(commit).commit
     summaries = []
     for run in (left, right):
         summary = evaluation_summary(run, number, split)

@@ -17,22 +17,23 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import opaque
 from pydantic import BaseModel
 
-from flows import places
-from flows.cluster import Workers
+from flows import stores
+from flows.compute.workers import Workers
 from flows.settings import ClusterSettings, IngestSettings, Settings
-from storage import admission, pseudonym, volumes
-from storage.admission import Admission
-from storage.catalog import Row
-from storage.cohort import SYNTHETIC, CohortRules, read_cohort_file
-from storage.conversion import Conversion, Memory, refused_row
-from storage.dataset import Dataset, Snapshot
+from storage.dataset import volumes
+from storage.dataset.catalog import Row
+from storage.dataset.versions import Dataset, Snapshot
+from storage.dicom.headers import Record
 from storage.errors import DatasetError, SourceError, StorageError
-from storage.headers import Record
-from storage.location import Location
-from storage.pairing import Pair, Plan, Refusal, plan
-from storage.pseudonym import Pseudonyms
+from storage.ingest import merge, pseudonyms
+from storage.ingest.cohort import SYNTHETIC, CohortRules, read_cohort_file
+from storage.ingest.conversion import Conversion, Memory, refused_row
+from storage.ingest.inventory import Chunk, ChunkReader, Inventory, take_inventory
+from storage.ingest.merge import Merged
+from storage.ingest.pairing import Pair, Plan, Refusal, plan
+from storage.ingest.pseudonyms import Pseudonyms
 from storage.refusals import Code
-from storage.scan import Chunk, ChunkReader, Scan, scan
+from storage.stores.location import Location
 
 DEFAULTS = Settings()
 
@@ -100,7 +101,7 @@ def ingest(
         cluster: Where Dask runs.
     """
     delivery = open_delivery(Path(source), cohort, settings)
-    with Workers(cluster, places.scratch()) as workers:
+    with Workers(cluster, stores.scratch()) as workers:
         # Opaque: Prefect would look for futures in every slice of every patient.
         found = scan_headers(opaque(delivery), workers)
         planned = pair_series(opaque(delivery), opaque(found))
@@ -113,12 +114,12 @@ def ingest(
 def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) -> Delivery:
     """Read the cohort file and the pseudonyms' secret, and make the dataset if there is none."""
     rules = read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
-    names = pseudonym.pseudonyms(
-        pseudonymise=rules.pseudonymise, secret=os.environ.get(pseudonym.VARIABLE)
+    names = pseudonyms.pseudonyms(
+        pseudonymise=rules.pseudonymise, secret=os.environ.get(pseudonyms.VARIABLE)
     )
     # A folder's name may name a person; a name that was given is meant to be shown.
     folder = source.absolute().name
-    dataset = places.dataset()
+    dataset = stores.dataset()
     dataset.create()
     cohort = cohort or rules.name or (names.path(folder) if names.on else folder)
     refuse_phantoms(dataset, cohort)
@@ -129,7 +130,7 @@ def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) ->
         names=names,
         settings=settings,
         dataset=dataset,
-        memory=places.scratch().parent / "scan",
+        memory=stores.scratch().parent / "scan",
     )
 
 
@@ -144,7 +145,7 @@ def refuse_phantoms(dataset: Dataset, cohort: str) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def scan_headers(delivery: Delivery, workers: Workers) -> Scan:
+def scan_headers(delivery: Delivery, workers: Workers) -> Inventory:
     """Look at the headers that are new; many of them on the workers."""
 
     def read_all(read: ChunkReader, chunks: list[Chunk]) -> Iterator[list[Record]]:
@@ -159,14 +160,16 @@ def scan_headers(delivery: Delivery, workers: Workers) -> Scan:
                 raise result
             yield result
 
-    found = scan(delivery.source, delivery.rules, delivery.names, delivery.memory, read_all)
+    found = take_inventory(
+        delivery.source, delivery.rules, delivery.names, delivery.memory, read_all
+    )
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(found.skipped.items()))
     get_run_logger().info("%s files; left: %s", len(found.records), kinds or "none")
     return found
 
 
 @task(cache_policy=NO_CACHE)
-def pair_series(delivery: Delivery, found: Scan) -> Plan:
+def pair_series(delivery: Delivery, found: Inventory) -> Plan:
     """Find each patient's pair, and a reason for every series that is in none."""
     planned = plan(found, delivery.rules, delivery.settings.limits, delivery.names)
     get_run_logger().info(
@@ -183,7 +186,7 @@ def convert(delivery: Delivery, planned: Plan, workers: Workers) -> list[Row]:
     conversion = Conversion(
         root=delivery.source.resolve(),
         location=delivery.dataset.location,
-        scratch=places.scratch(),
+        scratch=stores.scratch(),
         cohort=delivery.cohort,
         names=delivery.names,
     )
@@ -242,7 +245,7 @@ def would_refuse(
     Their volumes are gone, for no commit names them; to refuse them again their rows are enough.
     All or none: a pair that is read may fail, and with it what the others were judged by.
     """
-    decided = admission.admit(current, rows, planned.seen, delivery.cohort)
+    decided = merge.merge_delivery(current, rows, planned.seen, delivery.cohort)
     return {row.patient for row in decided.refused}.issuperset(pair.patient for pair in pairs)
 
 
@@ -265,11 +268,11 @@ def commit(
 ) -> IngestResult:
     """Decide on the latest commit what changes, and commit it; again if another came first."""
     incoming = [*rows, *(refused_row(r, delivery.cohort) for r in planned.refusals)]
-    decided = Admission()
+    decided = Merged()
 
     def decide(current: Snapshot) -> list[Row] | None:
         nonlocal decided
-        decided = admission.admit(
+        decided = merge.merge_delivery(
             current.entries,
             incoming,
             planned.seen,
@@ -299,7 +302,7 @@ def commit(
     return outcome(snapshot.commit, decided, skipped)
 
 
-def outcome(commit: int, decided: Admission, skipped: dict[str, int]) -> IngestResult:
+def outcome(commit: int, decided: Merged, skipped: dict[str, int]) -> IngestResult:
     """What was decided, in the form that is printed."""
     return IngestResult(
         commit=commit,

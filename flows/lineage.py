@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable
 
-from storage.dataset import PatientRow, Snapshot
+from storage.dataset.versions import PatientRow, Snapshot
+from storage.models.registry import ModelVersion
 from storage.provenance import code_version
-from storage.registry import ModelVersion
 
 PATIENTS = "training_patients"
 CHOSEN_ON = "validation_patients"
@@ -60,7 +60,7 @@ def leaked(version: ModelVersion, rows: Iterable[PatientRow]) -> list[str]:
     )
 
 
-def stated(version: ModelVersion) -> dict[str, str]:
+def lineage_fields(version: ModelVersion) -> dict[str, str]:
     """What a version must say to be promoted; empty where it does not."""
     names = ("commit", "digest", "recipe", PATIENTS, CHOSEN_ON, "code_version")
     return {"run": version.run} | {name: version.tags.get(name, "") for name in names}

@@ -3,7 +3,7 @@
 from prefect import flow
 from pydantic import BaseModel
 
-from flows import places
+from flows import stores
 from flows.evaluate import EvaluateResult, EvaluationError, evaluate
 from flows.ingest import IngestResult, ingest
 from flows.promote import SPLIT, PromoteResult, promote
@@ -15,8 +15,8 @@ from flows.settings import (
     TrainSettings,
 )
 from flows.train import NO_OVERRIDES, TrainResult, train
-from hqinet.gate import load_policy
-from hqinet.recipe import load_recipe
+from hqinet.quality.gate import load_policy
+from hqinet.training.recipe import load_recipe
 
 DEFAULTS = Settings()
 
@@ -59,7 +59,7 @@ def pipeline(  # noqa: PLR0913, PLR0917 - a form on Prefect's page
     load_recipe(recipe, *overrides)
     load_policy(policy)
     ingested = ingest(source, cohort, ingest_settings, cluster)
-    if not places.dataset().snapshot(ingested.commit).patients(SPLIT):
+    if not stores.dataset().snapshot(ingested.commit).patients(SPLIT):
         raise EvaluationError(
             f"commit {ingested.commit} has no patient in the {SPLIT} split to judge a model on; "
             "ingest more patients, or move one with `hqinet dataset splits import`"

@@ -8,13 +8,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import lineage, places
+from flows import lineage, stores
 from flows.evaluate import evaluated, no_comparison
-from hqinet import gate
-from storage.dataset import Snapshot
+from hqinet.quality import gate
+from storage.dataset.versions import Snapshot
 from storage.errors import Conflict, StorageError
-from storage.promotions import Entry, History
-from storage.registry import CHAMPION, PREVIOUS, ModelVersion
+from storage.models.promotions import Entry, History
+from storage.models.registry import CHAMPION, PREVIOUS, ModelVersion
 
 SPLIT = "test"
 """Promotion is judged on patients that no training has seen."""
@@ -46,11 +46,11 @@ def promote(
         commit: Of the dataset, on which both were evaluated; the latest if empty.
         policy: Name of a policy or a TOML file.
     """
-    version = places.registry().version("latest" if candidate is None else candidate)
-    snapshot = places.dataset().snapshot(commit)
+    version = stores.registry().version("latest" if candidate is None else candidate)
+    snapshot = stores.dataset().snapshot(commit)
     while True:
-        history = settle(places.promotions().read())
-        champion = places.registry().champion()
+        history = repair_aliases(stores.promotions().read())
+        champion = stores.registry().champion()
         verdict = judge(version, champion, snapshot, gate.load_policy(policy))
         entry = Entry(
             action="promote",
@@ -61,22 +61,22 @@ def promote(
             details=verdict.model_dump() | {"policy": policy},
         )
         try:
-            places.promotions().append(entry, history)
+            stores.promotions().append(entry, history)
         except Conflict:
             get_run_logger().warning("another promotion came first: judging again")
             continue
         break
     if verdict.passed:
-        crown()
+        update_aliases()
     return record(entry, verdict)
 
 
 @flow(name="rollback promotion")
 def rollback_promotion() -> PromoteResult:
     """Give the alias champion back to the version that had it before."""
-    history = places.promotions().read()
+    history = stores.promotions().read()
     *earlier, last = history.succession or [None]
-    there = {row.version for row in places.registry().versions()}
+    there = {row.version for row in stores.registry().versions()}
     target = next((version for version in reversed(earlier) if version in there), None)
     if target is None:
         raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
@@ -88,10 +88,10 @@ def rollback_promotion() -> PromoteResult:
         commit=None,
         details={},
     )
-    places.promotions().append(entry, history)
-    crown()
+    stores.promotions().append(entry, history)
+    update_aliases()
     if last in there:
-        places.registry().tag_version(last, {"verdict": "rolled back"})
+        stores.registry().tag_version(last, {"verdict": "rolled back"})
     return PromoteResult(
         verdict="rolled back",
         candidate=entry.candidate,
@@ -119,29 +119,29 @@ def judge(
             missing = no_comparison(judged, snapshot, SPLIT)
             return gate.Verdict(passed=False, outcomes=[missing])
         tables.append(table)
-    return gate.judge(policy, tables[0], tables[1], lineage.stated(version))
+    return gate.judge(policy, tables[0], tables[1], lineage.lineage_fields(version))
 
 
 @task(cache_policy=NO_CACHE)
-def settle(history: History) -> History:
+def repair_aliases(history: History) -> History:
     """Make the alias follow the history: a promotion may have died in between, an alias be lost."""
-    last, champion = history.last_pass, places.registry().champion()
+    last, champion = history.last_pass, stores.registry().champion()
     if last is not None and (champion is None or champion.version != last.candidate):
-        crown()
+        update_aliases()
     return history
 
 
-def crown() -> None:
+def update_aliases() -> None:
     """Point the aliases where the history says, until no other promotion came in between."""
-    registry, done = places.registry(), None
-    while (last := places.promotions().read().last_pass) != done:
+    registry, done = stores.registry(), None
+    while (last := stores.promotions().read().last_pass) != done:
         there = {row.version for row in registry.versions()}
         if last.candidate not in there:
             raise PromotionError(
                 f"version {last.candidate}, champion by the history of promotions, is in MLflow no "
                 "more; `hqinet promote --rollback` goes back to the champion before it"
             )
-        # The champion last: `settle` finishes what stops before it.
+        # The champion last: `repair_aliases` finishes what stops before it.
         if last.champion in there:
             registry.point(PREVIOUS, last.champion)
         registry.point(CHAMPION, last.candidate)
@@ -160,8 +160,8 @@ def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
         for outcome in verdict.outcomes
     }
     # Who could not be judged here keeps the verdict of where it was.
-    if verdict.judged or "verdict" not in places.registry().version(entry.candidate).tags:
-        places.registry().tag_version(entry.candidate, tags)
+    if verdict.judged or "verdict" not in stores.registry().version(entry.candidate).tags:
+        stores.registry().tag_version(entry.candidate, tags)
     create_markdown_artifact(
         key="promotion",
         markdown=_markdown(verdict),

@@ -12,9 +12,9 @@ from dask.utils import parse_bytes
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows.home import DEFAULT
-from storage.dicom import Limits
-from storage.splits import TARGETS, Split
+from flows.operations.home import DEFAULT
+from storage.dataset.splits import TARGETS, Split
+from storage.dicom.series import Limits
 
 
 class Section(BaseModel):

@@ -15,19 +15,20 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from pydantic import BaseModel
 
-from flows import lineage, places, training_job
-from flows.progress import Display
+from flows import lineage, stores
+from flows.compute import training_job
+from flows.compute.progress import Display
+from flows.compute.training_job import Job
 from flows.settings import Settings, TrainSettings
-from flows.training_job import Job
-from hqinet.checkpoint import load_checkpoint, load_network
 from hqinet.errors import HqinetError
-from hqinet.export import deployable, example_windows
-from hqinet.recipe import Recipe, load_recipe
-from hqinet.stopping import TrainingError, TrainingInterruptedError
-from hqinet.training import BEST, CHECKPOINT
+from hqinet.restoration.export import deployable, example_windows
+from hqinet.training.checkpoint import load_checkpoint, load_network
+from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
+from hqinet.training.loop import BEST, CHECKPOINT
+from hqinet.training.recipe import Recipe, load_recipe
 from storage.errors import DatasetError
+from storage.models.registry import DatasetInputs
 from storage.provenance import code_version
-from storage.registry import DatasetInputs
 
 DEFAULTS = Settings().train
 NO_OVERRIDES: list[str] = []
@@ -81,8 +82,8 @@ def train(
 def open_run(recipe: str, overrides: list[str], commit: int | None, settings: TrainSettings) -> Job:
     """Pin the commit, open the MLflow run and write its `run.json`."""
     loaded = load_recipe(recipe, *overrides)
-    snapshot = places.dataset().snapshot(commit)
-    registry = places.registry()
+    snapshot = stores.dataset().snapshot(commit)
+    registry = stores.registry()
     inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)
     run = registry.start(f"{loaded.name}-commit-{snapshot.commit}", flatten(loaded), inputs)
     registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
@@ -95,7 +96,7 @@ def open_run(recipe: str, overrides: list[str], commit: int | None, settings: Tr
 @task(cache_policy=NO_CACHE)
 def reopen_run(run: str, settings: TrainSettings) -> Job:
     """The job of an interrupted run; raises RegistryError if there is none of that id."""
-    places.registry().reopen(run)
+    stores.registry().reopen(run)
     file = Settings().runs / run / "run.json"
     if not file.exists():
         raise TrainingError(f"run {run} left no folder here; resume it on the machine it ran on")
@@ -128,21 +129,21 @@ def fit(job: Job, processes: int) -> None:
     """Train, from the checkpoint if there is one: a retry of this task goes on, not back."""
     artifact = create_progress_artifact(progress=0.0, key="training", description=f"run {job.run}")
     try:
-        with places.registry().watch_system(job.run):
+        with stores.registry().watch_system(job.run):
             if processes == 1:
                 with Display(artifact) as display:
                     training_job.run(job, display)
             else:
                 fit_distributed(job, processes, artifact)
     except KeyboardInterrupt:
-        places.registry().finish(job.run, "KILLED")
+        stores.registry().finish(job.run, "KILLED")
         raise
     except TrainingInterruptedError as error:
-        places.registry().finish(job.run, "KILLED")
+        stores.registry().finish(job.run, "KILLED")
         message = f"{error}: `hqinet train --resume {job.run}`"
         raise TrainingInterruptedError(message) from error
     except Exception:
-        places.registry().finish(job.run, "FAILED")
+        stores.registry().finish(job.run, "FAILED")
         raise
 
 
@@ -151,7 +152,7 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", f"--log-dir={job.folder / 'ranks'}"]
     command += [f"--shutdown-timeout={PATIENCE}"]
-    command += ["-m", "flows.training_job"]
+    command += ["-m", "flows.compute.training_job"]
     command += [str(job.folder / "run.json"), str(artifact)]
     for name in training_job.REASONS:
         (job.folder / name).unlink(missing_ok=True)
@@ -200,8 +201,8 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
 @task(cache_policy=NO_CACHE)
 def register(job: Job) -> TrainResult:
     """Register the best weights of a finished run in pt2 form, tagged with its lineage."""
-    registry = places.registry()
-    snapshot = places.dataset().snapshot(job.commit)
+    registry = stores.registry()
+    snapshot = stores.dataset().snapshot(job.commit)
     network, _ = load_network(job.folder / BEST)
     steps = load_checkpoint(job.folder / CHECKPOINT)["step"]
     _, planned = job.recipe.steps(sum(row.slices for row in snapshot.patients("train")))

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from hqinet.feed import free_device_memory, free_memory
+from hqinet.samples.feed import free_device_memory, free_memory
 
 _SIDE = 768
 _WORTHWHILE = 1.2

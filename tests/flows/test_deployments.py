@@ -156,7 +156,7 @@ def test_the_cron_deployment_gets_future_runs(server):
 
 
 def test_a_worker_runs_the_ingest_deployment_to_the_end(server, tiny_cohort):
-    from storage.dataset import Dataset
+    from storage.dataset.versions import Dataset
 
     inbox = next(
         row

@@ -9,12 +9,12 @@ import pytest
 from distributed import LocalCluster
 from prefect.client.orchestration import get_client
 
-from flows import places
-from flows.cli_dataset import shown
-from flows.cluster import Workers
+from flows import stores
+from flows.cli.dataset import shown
+from flows.compute.workers import Workers
 from flows.ingest import ingest
 from flows.settings import ClusterSettings, IngestSettings
-from storage import upkeep
+from storage.dataset import upkeep
 from storage.errors import StorageError
 
 ONE = ClusterSettings(workers=1)
@@ -61,20 +61,20 @@ def test_a_delivery_becomes_a_commit_and_its_refusals_a_table(home, source):
     tables = artifacts()
     assert len(tables) == before + 1
     assert any("no_low_dose" in str(table.data) for table in tables)
-    entry = places.dataset().log()[0]
+    entry = stores.dataset().log()[0]
     assert (entry.cohort, entry.counts["accepted"], entry.counts["refused"]) == ("delivery", 3, 1)
-    left = [path for path in places.scratch().rglob("*") if path.name == "zarr.json"]
+    left = [path for path in stores.scratch().rglob("*") if path.name == "zarr.json"]
     assert not left, "no volume is left under construction"
 
 
 def test_the_same_source_again_makes_no_commit_and_starts_no_dask(home, source, monkeypatch):
     ingest(str(source), cluster=ONE)
-    first = places.dataset().snapshot().entries
+    first = stores.dataset().snapshot().entries
     monkeypatch.setattr(Workers, "_open", lambda _: pytest.fail("Dask was started for nothing"))
     again = ingest(str(source), cluster=ONE)
     assert (again.commit, again.accepted, again.unchanged, again.changed) == (1, [], 3, [])
     assert [row.code for row in again.refused] == ["no_low_dose"]
-    assert places.dataset().snapshot().entries == first
+    assert stores.dataset().snapshot().entries == first
 
 
 def test_what_stands_in_the_catalog_is_not_read_again_though_nothing_is_remembered(
@@ -112,11 +112,11 @@ def test_a_refused_pair_without_volume_is_read_again_only_to_be_accepted(
         patch.setattr(Workers, "_open", lambda _: pytest.fail("a refused pair was read again"))
         again = ingest(str(tmp_path / "b"), cluster=ONE)
     assert again == first
-    upkeep.rollback(places.dataset(), 0)
+    upkeep.rollback(stores.dataset(), 0)
     done = ingest(str(tmp_path / "b"), cluster=ONE)
     assert [row.patient for row in done.accepted] == ["X1"]
     assert [(row.patient, row.code) for row in done.refused] == [("X2", "duplicate_patient")]
-    assert not upkeep.verify(places.dataset().snapshot(), deep=True).problems
+    assert not upkeep.verify(stores.dataset().snapshot(), deep=True).problems
 
 
 def test_a_copy_under_another_patients_name_is_refused_not_taken_for_the_first(
@@ -151,17 +151,17 @@ def test_a_refusal_of_pixels_is_of_its_patient_and_recalled_for_each(
 
 def test_a_series_changed_in_place_is_noticed_and_named(home, source, pair):
     first = ingest(str(source), cluster=ONE)
-    before = places.dataset().snapshot()
+    before = stores.dataset().snapshot()
     rewrite(source, "L001", pair, seed=77)
     result = ingest(str(source), cluster=ONE)
     assert (result.changed, result.unchanged) == (["L001"], 2)
     assert [row.patient for row in result.accepted] == ["L001"]
     splits = {row.patient: row.split for row in first.accepted}
     assert result.accepted[0].split == splits["L001"]
-    found = upkeep.diff(before, places.dataset().snapshot())
+    found = upkeep.diff(before, stores.dataset().snapshot())
     assert (found.changed, found.added, found.removed, found.moved) == (["L001"], [], [], [])
     assert (before.volume("L001").full[:] != 0).any(), "the old volume is still there"
-    assert places.dataset().log()[0].details["changed"] == ["L001"]
+    assert stores.dataset().log()[0].details["changed"] == ["L001"]
 
 
 def test_what_was_done_to_the_data_and_what_was_left_is_said(home, tmp_path, series):
@@ -173,7 +173,7 @@ def test_what_was_done_to_the_data_and_what_was_left_is_said(home, tmp_path, ser
     result = ingest(str(source), cluster=ONE)
     assert "cropped to 9 common slices" in result.notes[result.accepted[0].patient]
     assert result.skipped == {"links": 1, "other": 1}
-    (patient,) = shown(places.dataset().snapshot())["patients"]
+    (patient,) = shown(stores.dataset().snapshot())["patients"]
     assert result.notes == {patient["patient"]: patient["note"]}
 
 
@@ -192,7 +192,7 @@ def test_two_ingests_at_once_both_land(home, tmp_path, pair):
     for thread in threads:
         thread.join()
     assert sorted(result.commit for result in results.values()) == [1, 2]
-    snapshot = places.dataset().snapshot()
+    snapshot = stores.dataset().snapshot()
     assert [row.patient for row in snapshot.patients()] == ["L010", "L011", "L020", "L021"]
     assert not upkeep.verify(snapshot, deep=True).problems
     assert {row.split for row in snapshot.patients()} == {"train", "validation", "test"}
@@ -235,10 +235,10 @@ def test_a_cluster_class_with_arguments_does_the_work(home, source):
     ],
 )
 def test_a_cluster_that_cannot_be_had_says_what_to_do(home, source, where, said, monkeypatch):
-    monkeypatch.setattr("flows.cluster.PATIENCE", "1s")
+    monkeypatch.setattr("flows.compute.workers.PATIENCE", "1s")
     with pytest.raises(StorageError, match=said):
         ingest(str(source), cluster=ClusterSettings(where=where))
-    assert places.dataset().snapshot().commit == 0
+    assert stores.dataset().snapshot().commit == 0
 
 
 @pytest.mark.real
@@ -246,10 +246,10 @@ def test_real_ct_four_accepted_one_refused_and_a_later_cohort_moves_nothing(home
     first = ingest(str(real_data / "ldct-mini"))
     assert [row.patient for row in first.accepted] == ["C901", "C902", "L901", "L902"]
     assert [(row.patient, row.code) for row in first.refused] == [("L903", "no_low_dose")]
-    before = {row.patient: row.split for row in places.dataset().snapshot().patients()}
+    before = {row.patient: row.split for row in stores.dataset().snapshot().patients()}
     second = ingest(str(real_data / "limb-mini"))
     assert (second.commit, len(second.accepted), second.refused) == (2, 8, [])
-    snapshot = places.dataset().snapshot()
+    snapshot = stores.dataset().snapshot()
     after = {row.patient: row.split for row in snapshot.patients()}
     assert {patient: after[patient] for patient in before} == before
     assert {row.vendor for row in snapshot.patients()} == {"Siemens", "Philips", "Canon", "GE"}

@@ -15,10 +15,10 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.ingest import ingest
 from flows.settings import ClusterSettings
-from storage import upkeep
-from storage.dataset import Dataset
+from storage.dataset import upkeep
+from storage.dataset.versions import Dataset
 
-COMMAND = "import sys; from flows.cli import main; sys.argv[0] = 'hqinet'; main()"
+COMMAND = "import sys; from flows.cli.main import main; sys.argv[0] = 'hqinet'; main()"
 
 
 @pytest.fixture(scope="module")

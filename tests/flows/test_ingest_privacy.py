@@ -12,11 +12,11 @@ from pydicom.dataset import Dataset as Header
 
 from flows.ingest import ingest
 from flows.settings import IngestSettings
-from storage import pseudonym
-from storage.dataset import Dataset
+from storage.dataset.versions import Dataset
 from storage.errors import StorageError
+from storage.ingest import pseudonyms
 
-COMMAND = "import sys; from flows.cli import main; sys.argv[0] = 'hqinet'; main()"
+COMMAND = "import sys; from flows.cli.main import main; sys.argv[0] = 'hqinet'; main()"
 SECRET = "ZZSECRET"
 KEY = "a key that only this test knows"
 PATIENT = f"{SECRET}-4711"
@@ -76,7 +76,7 @@ def run(source: Path, home: Path, cohort_file: Path) -> subprocess.CompletedProc
         "HQINET_INGEST__COHORT_FILE": str(cohort_file),
         "PREFECT_LOGGING_LEVEL": "DEBUG",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG",
-        pseudonym.VARIABLE: KEY,
+        pseudonyms.VARIABLE: KEY,
     }
     return subprocess.run(
         [sys.executable, "-c", COMMAND, "ingest", str(source), "--home", str(home), "--json"],
@@ -122,22 +122,22 @@ def test_the_same_key_gives_the_same_patient_and_another_key_another(
     home, source, cohort_file, monkeypatch
 ):
     settings = IngestSettings(cohort_file=cohort_file)
-    monkeypatch.setenv(pseudonym.VARIABLE, KEY)
+    monkeypatch.setenv(pseudonyms.VARIABLE, KEY)
     first = ingest(str(source), settings=settings)
     again = ingest(str(source), settings=settings)
     assert (again.commit, again.unchanged) == (1, 1)
-    assert first.accepted[0].patient == pseudonym.Pseudonyms(KEY).patient(PATIENT)
-    assert pseudonym.Pseudonyms("another key of length").patient(PATIENT) != (
+    assert first.accepted[0].patient == pseudonyms.Pseudonyms(KEY).patient(PATIENT)
+    assert pseudonyms.Pseudonyms("another key of length").patient(PATIENT) != (
         first.accepted[0].patient
     )
 
 
 @pytest.mark.parametrize("key", [None, "short"])
 def test_without_a_secret_nothing_is_read(home, source, cohort_file, monkeypatch, key):
-    monkeypatch.delenv(pseudonym.VARIABLE, raising=False)
+    monkeypatch.delenv(pseudonyms.VARIABLE, raising=False)
     if key:
-        monkeypatch.setenv(pseudonym.VARIABLE, key)
-    with pytest.raises(StorageError, match=pseudonym.VARIABLE):
+        monkeypatch.setenv(pseudonyms.VARIABLE, key)
+    with pytest.raises(StorageError, match=pseudonyms.VARIABLE):
         ingest(str(source), settings=IngestSettings(cohort_file=cohort_file))
 
 
@@ -145,7 +145,7 @@ def test_pydicom_warns_of_no_path():
     """A process of its own: pytest has its own filters."""
     warn = "warnings.warn_explicit('in file /Name^Patient', UserWarning, 'f', 1, '{}.filereader')"
     for module, seen in (("pydicom", False), ("another", True)):
-        code = f"import warnings, storage.headers; {warn.format(module)}"
+        code = f"import warnings, storage.dicom.headers; {warn.format(module)}"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from flows import places
+from flows import stores
 from flows.evaluate import EvaluationError, evaluate
 from flows.pipeline import PipelineResult, pipeline
 from flows.train import train
-from hqinet.recipe import RecipeError
-from hqinet.stopping import TrainingError
-from storage.dataset import Dataset
-from storage.registry import DatasetInputs
+from hqinet.training.interrupts import TrainingError
+from hqinet.training.recipe import RecipeError
+from storage.dataset.versions import Dataset
+from storage.models.registry import DatasetInputs
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_ingest_accepts_pairs_and_refuses_with_a_reason(result):
 
 
 def test_the_version_names_its_lineage(result, home):
-    version = places.registry().version(result.train.model)
+    version = stores.registry().version(result.train.model)
     snapshot = Dataset(home / "dataset").snapshot(result.ingest.commit)
     assert version.run == result.train.run
     assert version.tags["commit"] == str(result.ingest.commit)
@@ -43,13 +43,13 @@ def test_the_version_names_its_lineage(result, home):
 
 
 def test_the_registered_model_restores_without_the_project(result, tmp_path):
-    file = places.registry().model_file(places.registry().version("latest"), tmp_path)
+    file = stores.registry().model_file(stores.registry().version("latest"), tmp_path)
     hu = torch.randn(1, 3, 40, 50) * 30
     assert torch.export.load(file).module()(hu).shape == (1, 1, 40, 50)
 
 
 def test_the_run_holds_losses_recipe_curve_and_images(result):
-    client = places.registry()._client
+    client = stores.registry()._client
     run = client.get_run(result.train.run)
     assert run.info.status == "FINISHED"
     assert run.data.params["model.width"] == "0.03"
@@ -75,8 +75,8 @@ def test_the_report_has_every_patient_of_the_split(result, home):
 
 
 def test_the_reports_means_stand_with_the_run_and_with_the_version(result):
-    client = places.registry()._client
-    version = places.registry().version(result.train.model)
+    client = stores.registry()._client
+    version = stores.registry().version(result.train.model)
     expected = pd.DataFrame([row["restored"] for row in result.evaluate.patients])["psnr"].mean()
     run = client.get_run(version.run).data.metrics
     assert run["test_psnr"] == pytest.approx(expected)
@@ -88,7 +88,7 @@ def test_a_first_model_is_judged_without_a_champion(result):
     rules = {rule["rule"] for rule in result.promote.rules}
     assert "lineage complete" in rules
     assert "gain over the champion" not in rules
-    version = places.registry().version(result.train.model)
+    version = stores.registry().version(result.train.model)
     assert version.tags["verdict"] == result.promote.verdict
     assert ("champion" in version.aliases) == (result.promote.verdict == "promoted")
 
@@ -108,7 +108,7 @@ def test_mistakes_are_named(result):
         train("dmeo")
     with pytest.raises(RecipeError, match="width"):
         train("demo", overrides=["model.wdth = 0.5"])
-    elsewhere = places.registry().start("elsewhere", {}, DatasetInputs("x", 1, "0"))
+    elsewhere = stores.registry().start("elsewhere", {}, DatasetInputs("x", 1, "0"))
     with pytest.raises(TrainingError, match="left no folder"):
         train(resume=elsewhere)
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flows import lineage, places
+from flows import lineage, stores
 from flows.evaluate import EvaluationError, compare, evaluate, evaluation_summary
 from flows.ingest import ingest
 from flows.promote import PromotionError, promote, rollback_promotion
 from flows.settings import Settings
-from storage.registry import DatasetInputs
-from storage.upkeep import import_splits
+from storage.dataset.upkeep import import_splits
+from storage.models.registry import DatasetInputs
 
 
 class Smoother(nn.Module):
@@ -50,8 +50,8 @@ def cohort(home, tmp_path_factory, series):
 
 
 def register(share: float, patients: list[str] | None = None, **tags: str) -> int:
-    registry = places.registry()
-    snapshot = places.dataset().snapshot()
+    registry = stores.registry()
+    snapshot = stores.dataset().snapshot()
     run = registry.start("smoother", {"share": share}, DatasetInputs("x", 1, snapshot.digest))
     lineage = {
         "commit": "1",
@@ -80,13 +80,13 @@ def test_who_was_not_evaluated_here_is_refused_and_told_how(champion):
     result = promote(version)
     assert result.verdict == "refused"
     assert f"hqinet evaluate --model {version}" in result.reasons[0]
-    assert places.registry().champion().version == champion
+    assert stores.registry().champion().version == champion
 
 
 def test_an_evaluation_that_was_killed_while_its_summary_was_stored_counts_as_none(champion):
     version = register(0.2)
     evaluate(str(version))
-    run = places.registry().version(version).run
+    run = stores.registry().version(version).run
     (stored,) = Path(Settings().home).rglob(f"{run}/artifacts/evaluation/*/summary.json")
     stored.write_bytes(stored.read_bytes()[:1000])
     assert f"hqinet evaluate --model {version}" in promote(version).reasons[0]
@@ -95,7 +95,7 @@ def test_an_evaluation_that_was_killed_while_its_summary_was_stored_counts_as_no
     assert "gains +0.000" in str(judged)
     # Asked where it was not evaluated, it keeps its verdict.
     assert promote(version, commit=0).verdict == "refused"
-    assert places.registry().version(version).tags["verdict_reasons"] == "; ".join(judged)
+    assert stores.registry().version(version).tags["verdict_reasons"] == "; ".join(judged)
 
 
 def test_an_equal_one_is_refused(champion):
@@ -104,7 +104,7 @@ def test_an_equal_one_is_refused(champion):
     result = promote(version)
     assert result.verdict == "refused"
     assert any("gains +0.000" in reason for reason in result.reasons)
-    assert places.registry().version(version).tags["verdict"] == "refused"
+    assert stores.registry().version(version).tags["verdict"] == "refused"
 
 
 def test_a_worse_one_is_refused_and_a_better_one_takes_its_place(champion):
@@ -115,14 +115,14 @@ def test_a_worse_one_is_refused_and_a_better_one_takes_its_place(champion):
     evaluate(str(better))
     result = promote(better)
     assert result.verdict == "promoted", result.reasons
-    assert places.registry().champion().version == better
-    assert places.registry().version("previous").version == champion
-    assert places.registry().version(better).tags["rule_gain_over_the_champion"].startswith("pass")
+    assert stores.registry().champion().version == better
+    assert stores.registry().version("previous").version == champion
+    assert stores.registry().version(better).tags["rule_gain_over_the_champion"].startswith("pass")
 
     back = rollback_promotion()
     assert back.candidate == champion
-    assert places.registry().champion().version == champion
-    history = places.promotions().read().entries
+    assert stores.registry().champion().version == champion
+    history = stores.promotions().read().entries
     assert [row.action for row in history[-2:]] == ["promote", "rollback"]
 
 
@@ -135,7 +135,7 @@ def test_a_blur_that_loses_a_patient_is_refused(champion):
 
 
 def test_a_model_trained_on_a_test_patient_cannot_be_evaluated(champion):
-    tested = places.dataset().snapshot().patients("test")[0].patient
+    tested = stores.dataset().snapshot().patients("test")[0].patient
     version = register(0.3, [tested])
     with pytest.raises(Exception, match=tested):
         evaluate(str(version))
@@ -162,27 +162,27 @@ def test_of_two_promotions_at_once_the_second_is_judged_against_the_first(champi
         thread.join()
     assert sorted(verdicts.values()) == ["promoted", "refused"]
     (winner,) = [version for version, verdict in verdicts.items() if verdict == "promoted"]
-    assert places.registry().champion().version == winner
+    assert stores.registry().champion().version == winner
 
 
 def test_an_alias_that_a_killed_promotion_did_not_move_is_moved_by_the_next(champion):
-    from flows.promote import settle
+    from flows.promote import repair_aliases
 
-    registry, now = places.registry(), places.registry().champion().version
-    last = places.promotions().read().last_pass
+    registry, now = stores.registry(), stores.registry().champion().version
+    last = stores.promotions().read().last_pass
     assert last.candidate == now
     registry.point("champion", last.champion)
-    settle.fn(places.promotions().read())
+    repair_aliases.fn(stores.promotions().read())
     assert registry.champion().version == now
 
 
 def test_the_champion_is_no_challenger(champion):
     with pytest.raises(PromotionError, match="champion already"):
-        promote(places.registry().champion().version)
+        promote(stores.registry().champion().version)
 
 
 def test_two_reports_stand_side_by_side(champion):
-    registry = places.registry()
+    registry = stores.registry()
     version = register(0.25)
     evaluate(str(version))
     runs = [registry.version(number).run for number in (champion, version)]
@@ -199,13 +199,13 @@ def test_two_reports_stand_side_by_side(champion):
 @pytest.mark.parametrize("tag", ["training_patients", "validation_patients"])
 def test_a_version_that_does_not_say_whom_it_has_seen_is_not_evaluated(champion, tag):
     version = register(0.25)
-    places.registry()._client.delete_model_version_tag("hqinet", str(version), tag)
+    stores.registry()._client.delete_model_version_tag("hqinet", str(version), tag)
     with pytest.raises(EvaluationError, match="does not say which patients it has seen"):
         evaluate(str(version))
 
 
 def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason(champion):
-    dataset, registry = places.dataset(), places.registry()
+    dataset, registry = stores.dataset(), stores.registry()
     moved = dataset.snapshot().patients("train")[0].patient
     tags = lineage.patient_tags(lineage.PATIENTS, [moved])
     registry.tag_version(registry.champion().version, tags)
@@ -219,7 +219,7 @@ def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason
 
 
 def test_a_lost_alias_opens_no_gate(champion):
-    registry = places.registry()
+    registry = stores.registry()
     now = registry.champion().version
     registry._client.delete_registered_model_alias("hqinet", "champion")
     worse = register(0.01)
@@ -230,8 +230,8 @@ def test_a_lost_alias_opens_no_gate(champion):
 
 
 def test_a_deleted_champion_is_named_and_rollback_passes_over_deleted_ones(champion):
-    registry = places.registry()
-    line = places.promotions().read().succession
+    registry = stores.registry()
+    line = stores.promotions().read().succession
     assert len(line) > 1
     registry._client.delete_model_version("hqinet", str(line[-1]))
     with pytest.raises(PromotionError, match=f"version {line[-1]}, champion by the history"):

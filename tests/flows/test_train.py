@@ -10,15 +10,16 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from flows import places, training_job
+from flows import stores
+from flows.compute import training_job
 from flows.ingest import ingest
 from flows.settings import TrainSettings
 from flows.train import fit_distributed, train
-from hqinet.checkpoint import load_checkpoint, load_network
-from hqinet.recipe import load_recipe
-from hqinet.stopping import TrainingError, TrainingInterruptedError
+from hqinet.training.checkpoint import load_checkpoint, load_network
+from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
+from hqinet.training.recipe import load_recipe
 from storage.errors import DatasetError, StorageError
-from storage.registry import DatasetInputs, Registry
+from storage.models.registry import DatasetInputs, Registry
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_failed_task_goes_on_from_its_checkpoint(cohort, home, tiny_recipe, mo
     monkeypatch.setattr(training_job.MlflowObserver, "on_step", fail_once)
     retried = train(tiny_recipe)
     assert steps == [1, 2, 3, 4, 5, 4, 5, 6]
-    assert places.registry()._client.get_run(retried.run).info.status == "FINISHED"
+    assert stores.registry()._client.get_run(retried.run).info.status == "FINISHED"
     mine, theirs = weights(retried.run, home), weights(undisturbed.run, home)
     assert all(mine[name].equal(theirs[name]) for name in theirs)
 
@@ -63,7 +64,7 @@ def test_trouble_that_stays_is_not_retried(cohort, tiny_recipe, monkeypatch, tro
 
 
 def test_several_processes_name_a_damaged_shard(cohort, home, tiny_recipe):
-    snapshot = places.dataset().snapshot()
+    snapshot = stores.dataset().snapshot()
     path = snapshot.patients("train")[0].path
     shard = home / "dataset" / path / "full/c/0/0/0"
     content = shard.read_bytes()
@@ -78,7 +79,7 @@ def test_several_processes_name_a_damaged_shard(cohort, home, tiny_recipe):
 def test_two_processes_train_one_model(cohort, home, tiny_recipe):
     result = train(tiny_recipe, settings=TrainSettings(device="cpu", processes=2))
     assert load_checkpoint(home / "runs" / result.run / "checkpoint.pt")["step"] == 6
-    losses = places.registry()._client.get_metric_history(result.run, "loss")
+    losses = stores.registry()._client.get_metric_history(result.run, "loss")
     assert [row.step for row in losses] == [1, 2, 3, 4, 5, 6]
 
 
@@ -194,7 +195,7 @@ def registry_of(command) -> Registry:
 @pytest.mark.parametrize("patient", ["MRN#101", "12/7", "Ärztin^Q,+@(1)"])
 def test_any_patient_id_is_reported(cohort, tmp_path, monkeypatch, patient):
     monkeypatch.setattr(training_job.Job, "folder", tmp_path)
-    registry = places.registry()
+    registry = stores.registry()
     run = registry.start("odd", {}, DatasetInputs("x", 1, "0" * 64))
     job = training_job.Job(run=run, commit=1, recipe=load_recipe("fast"), device="cpu")
     observer = training_job.MlflowObserver(registry, job, {patient: "chest"}, lambda *_: None)

@@ -6,8 +6,8 @@ from torch import nn
 
 from hqinet import devices
 from hqinet.devices import activation_bytes, bf16_is_faster, fitting_batch, matrix_rate, pick_device
-from hqinet.model import build
-from hqinet.recipe import HQINetRecipe
+from hqinet.networks.hqinet import build
+from hqinet.training.recipe import HQINetRecipe
 
 CPU = torch.device("cpu")
 

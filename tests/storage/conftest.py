@@ -13,23 +13,23 @@ import httpx
 import numpy as np
 import pytest
 
-from storage.admission import Admission, admit
-from storage.catalog import Row
-from storage.cohort import CohortRules
-from storage.conversion import Conversion, refused_row
-from storage.dataset import Dataset, Snapshot
-from storage.dicom import Limits, order
-from storage.pairing import plan
-from storage.pixels import SliceReader
-from storage.pseudonym import Pseudonyms
-from storage.scan import scan
+from storage.dataset.catalog import Row
+from storage.dataset.versions import Dataset, Snapshot
+from storage.dicom.pixels import SliceReader
+from storage.dicom.series import Limits, order
+from storage.ingest.cohort import CohortRules
+from storage.ingest.conversion import Conversion, refused_row
+from storage.ingest.inventory import take_inventory
+from storage.ingest.merge import Merged, merge_delivery
+from storage.ingest.pairing import plan
+from storage.ingest.pseudonyms import Pseudonyms
 
 
 @dataclass
 class Delivered:
     """What became of a delivery."""
 
-    admission: Admission
+    admission: Merged
     snapshot: Snapshot
 
     @property
@@ -61,16 +61,16 @@ def deliver(tmp_path: Path) -> Callable[..., Delivered]:
     ) -> Delivered:
         rules, limits = rules or CohortRules(), limits or Limits()
         names = names or Pseudonyms()
-        found = scan(source, rules, names, tmp_path / "memory", map)
+        found = take_inventory(source, rules, names, tmp_path / "memory", map)
         planned = plan(found, rules, limits, names)
         convert = Conversion(source, dataset.location, tmp_path / "scratch", cohort, names)
         incoming = [*map(convert, planned.pairs)]
         incoming += [refused_row(refusal, cohort) for refusal in planned.refusals]
-        decided = Admission()
+        decided = Merged()
 
         def decide(current: Snapshot) -> list[Row] | None:
             nonlocal decided
-            decided = admit(current.entries, incoming, planned.seen, cohort)
+            decided = merge_delivery(current.entries, incoming, planned.seen, cohort)
             return decided.rows
 
         dataset.create()
@@ -85,7 +85,7 @@ def read() -> Callable[..., tuple[np.ndarray, SliceReader]]:
     """The only series of a folder as HU, and the reader that made them."""
 
     def read(folder: Path, limits: Limits | None = None) -> tuple[np.ndarray, SliceReader]:
-        found = scan(folder, CohortRules(), Pseudonyms(), folder.parent / "memory", map)
+        found = take_inventory(folder, CohortRules(), Pseudonyms(), folder.parent / "memory", map)
         reader = SliceReader(folder, order(found.records, limits or Limits()))
         return np.stack(list(reader)), reader
 

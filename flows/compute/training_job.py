@@ -1,0 +1,163 @@
+"""One training run as a process: reads the pinned commit, trains, and reports to MLflow.
+
+In-process for one device; for several, `torch.distributed.run` starts
+`-m flows.compute.training_job RUN.json ID` once a rank; ID is the
+progress artifact on Prefect's page.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from flows import stores
+from flows.compute.progress import Display
+from flows.settings import Settings
+from hqinet.devices import pick_device
+from hqinet.report.pictures import panel, save_curves
+from hqinet.samples.sampling import VolumePair
+from hqinet.training import loop as training
+from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
+from hqinet.training.recipe import Recipe
+from storage.dataset.versions import Snapshot
+from storage.dataset.volumes import folder_name
+from storage.errors import DatasetError, StorageError
+from storage.models.registry import MetricBuffer, Registry
+
+REASONS: dict[str, type[Exception]] = {
+    "stopped.txt": TrainingInterruptedError,
+    "error.txt": TrainingError,
+    "damaged.txt": DatasetError,
+    "store.txt": StorageError,
+}
+"""Files in the run's folder that say, in one line, why a distributed run stopped."""
+
+
+class Job(BaseModel):
+    """All that a training process must be told; written to the run's folder as `run.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    commit: int
+    recipe: Recipe
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        """Of the run: checkpoints, pictures, and the job itself."""
+        return Settings().runs / self.run
+
+
+class Progress(Protocol):
+    """Is told how far a run is: step of steps, and the numbers of that step."""
+
+    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Take note."""
+
+
+class MlflowObserver:
+    """Writes what training reports to the run, in batches, and passes progress on."""
+
+    def __init__(
+        self, registry: Registry, job: Job, anatomies: dict[str, str], progress: Progress
+    ) -> None:
+        """`anatomies`: patient to anatomy, for the window of validation images."""
+        self._registry, self._job, self._progress = registry, job, progress
+        self._buffer = MetricBuffer(registry, job.run)
+        self._anatomies = anatomies
+
+    def on_step(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Take a step's metrics."""
+        self._buffer.add(step, metrics)
+        self._progress(step, steps, metrics)
+
+    def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Take an epoch's metrics, with all steps before it."""
+        # Patients' IDs stand in some names; MLflow takes fewer characters than DICOM.
+        self._buffer.add(epoch, {_safe(name): value for name, value in metrics.items()})
+        self._buffer.flush()
+
+    def on_images(
+        self, epoch: int, patient: str, low: np.ndarray, restored: np.ndarray, full: np.ndarray
+    ) -> None:
+        """Store a validation slice at the epochs 1, 2, 4, 8, ...: few, however many there are."""
+        if epoch & (epoch - 1):
+            return
+        path = self._job.folder / "images" / f"epoch-{epoch:04d}-{folder_name(patient)}.png"
+        path.parent.mkdir(exist_ok=True)
+        panel(low, restored, full, self._anatomies[patient]).save(path)
+        self._registry.log_file(self._job.run, path, "validation")
+
+    def close(self) -> None:
+        """Write what is still kept."""
+        self._buffer.flush()
+
+
+def _safe(name: str) -> str:
+    kind, dot, patient = name.partition(".")
+    return f"{kind}.{folder_name(patient)}" if dot else name
+
+
+def run(job: Job, progress: Progress) -> None:
+    """Train as the job says; the run's folder then holds the checkpoints and the curves."""
+    snapshot = stores.dataset().snapshot(job.commit)
+    registry = stores.registry()
+    anatomies = {row.patient: row.anatomy for row in snapshot.patients()}
+    observer = MlflowObserver(registry, job, anatomies, progress)
+    try:
+        trained = training.train(
+            job.recipe,
+            pairs(snapshot, "train"),
+            pairs(snapshot, "validation"),
+            folder=job.folder,
+            device=job.device,
+            observer=observer,
+        )
+    finally:
+        observer.close()
+    if first_rank():
+        save_curves(trained.history, job.folder / "curves.png")
+        registry.log_file(job.run, job.folder / "curves.png")
+
+
+def pairs(snapshot: Snapshot, split: str) -> list[VolumePair]:
+    """The patients of a split as training takes them."""
+    volumes = [snapshot.volume(row.patient) for row in snapshot.patients(split)]
+    return [
+        VolumePair(volume.patient, volume.anatomy, volume.low, volume.full) for volume in volumes
+    ]
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main() -> None:
+    """One rank of a distributed run; what stopped it stands in a file of REASONS for its parent."""
+    file, artifact = Path(sys.argv[1]), UUID(sys.argv[2])
+    job = Job.model_validate_json(file.read_text())
+    on_gpu = pick_device(job.device).type == "cuda"
+    if on_gpu:
+        # What NCCL gathers goes through the current device, which would be the first for all.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        with Display(artifact) as display:
+            run(job, display)
+    except tuple(REASONS.values()) as error:
+        file = next(file for file, kind in REASONS.items() if isinstance(error, kind))
+        (job.folder / file).write_text(str(error))
+        raise
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The report of an evaluation: tables, figures and one self-contained page for people who look.
+
+A report is a folder: `per_slice.parquet`, `per_patient.csv`, `summary.json` (docs/report.md) and
+`report.html`, which needs no network.
+"""
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from hqinet.quality import statistics
+from hqinet.quality.evaluation import PatientResult
+from hqinet.quality.gate import Verdict
+from hqinet.quality.metrics import METRICS
+from hqinet.quality.reference import WINDOWS, window_of
+from hqinet.report.figures import distributions, noise_power
+from hqinet.report.key_slices import LEVELS
+
+PAPER = {
+    "l1": {"low": "0.043", "restored": "0.021"},
+    "nmse": {"low": "0.062", "restored": "0.012"},
+    "psnr": {"low": "25.81 ± 5.86", "restored": "31.30 ± 2.69"},
+    "mi": {"low": "1.01", "restored": "1.30"},
+}
+"""Table I of Lu et al. 2021, low dose and HQINet."""
+
+SUMMARY = "summary.json"
+BYTES_FOR_IMAGES = 18_000_000
+"""Of PNG in one report, so that with base64 and tables a report stays under 30 MB."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that a report is made of.
+
+    provenance: what was evaluated with what, in the order to be shown.
+    acquisition: of each patient, in words: vendor, kernel, dose, spacing.
+    champion: `per_patient` frame of the champion on the same patients, if there is one.
+    verdict: what the gate says of it, if it was asked.
+    """
+
+    provenance: dict[str, str]
+    acquisition: dict[str, str]
+    patients: list[PatientResult]
+    champion: pd.DataFrame | None
+    verdict: Verdict | None
+
+    @property
+    def per_slice(self) -> pd.DataFrame:
+        """All slices of all patients, low and restored."""
+        return pd.concat([result.per_slice for result in self.patients], ignore_index=True)
+
+
+def write(evaluation: Evaluation, folder: Path) -> pd.DataFrame:
+    """Write the report into `folder` and return its `per_patient` table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    per_slice = evaluation.per_slice
+    patients = statistics.per_patient(per_slice)
+    summary = summarise(evaluation, patients)
+    per_slice.to_parquet(folder / "per_slice.parquet", index=False)
+    patients.to_csv(folder / "per_patient.csv", index=False)
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), "utf-8")
+    (folder / "report.html").write_text(_page(evaluation, patients, summary), encoding="utf-8")
+    return patients
+
+
+def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> dict[str, Any]:
+    """The content of `summary.json`; undefined numbers are null."""
+    low, restored = (patients[patients["image"] == image] for image in ("low", "restored"))
+    champion = evaluation.champion
+    against_champion = (
+        None
+        if champion is None
+        else _records(
+            statistics.paired_tests(
+                statistics.differences(restored, champion[champion["image"] == "restored"])
+            )
+        )
+    )
+    return {
+        "schema": 1,
+        "provenance": evaluation.provenance,
+        "acquisition": evaluation.acquisition,
+        "patients": _records(patients),
+        "summary": _records(statistics.summarise(patients)),
+        "restored_less_low": _records(
+            statistics.paired_tests(statistics.differences(restored, low))
+        ),
+        "restored_less_champion": against_champion,
+        "left_out": _records(statistics.left_out(evaluation.per_slice)),
+        "noise_power": {
+            result.patient: {name: asdict(power) for name, power in result.noise.items()}
+            for result in evaluation.patients
+        },
+        "verdict": None if evaluation.verdict is None else evaluation.verdict.model_dump(),
+    }
+
+
+def patients_of(summary: dict[str, Any]) -> pd.DataFrame:
+    """The `per_patient` table in a `summary.json`; null is NaN again."""
+    table = pd.DataFrame(summary["patients"])
+    return table.astype({name: float for name in METRICS if name in table})
+
+
+def page_template(name: str) -> jinja2.Template:
+    """A page's template; what is not defined is an error, what is text is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hqinet.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["figure"] = _figure
+    return environment.get_template(name)
+
+
+def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: dict[str, Any]) -> str:
+    return page_template("report.html.j2").render(
+        provenance=evaluation.provenance,
+        verdict=summary["verdict"],
+        paper=PAPER,
+        metrics=METRICS,
+        summary={(row["anatomy"], row["image"], row["metric"]): row for row in summary["summary"]},
+        anatomies=sorted(patients["anatomy"].unique()),
+        change={(row["anatomy"], row["metric"]): row for row in summary["restored_less_low"]},
+        rows=_patient_rows(evaluation, patients),
+        left_out=summary["left_out"],
+        distributions=distributions(patients),
+        noise_power=noise_power(evaluation.patients),
+        viewer=json.dumps(_viewer(evaluation)),
+    )
+
+
+def _patient_rows(evaluation: Evaluation, patients: pd.DataFrame) -> list[dict[str, Any]]:
+    table = patients.set_index(["patient", "image"])
+    champion = evaluation.champion
+    before = (
+        None
+        if champion is None
+        else champion[champion["image"] == "restored"].set_index("patient")["psnr"]
+    )
+    return [
+        {
+            "patient": result.patient,
+            "anatomy": result.anatomy,
+            "acquisition": evaluation.acquisition[result.patient],
+            "low": table.loc[(result.patient, "low")],
+            "restored": table.loc[(result.patient, "restored")],
+            "champion": None if before is None else before[result.patient],
+        }
+        for result in evaluation.patients
+    ]
+
+
+def _viewer(evaluation: Evaluation) -> dict[str, Any]:
+    presets = {
+        name: {"level": window.level, "width": window.width} for name, window in WINDOWS.items()
+    }
+    return {
+        "levels": LEVELS.tolist(),
+        "presets": presets | {"bone": {"level": 400, "width": 1800}},
+        "patients": [
+            {
+                "patient": result.patient,
+                "window": {
+                    "level": window_of(result.anatomy).level,
+                    "width": window_of(result.anatomy).width,
+                },
+                "slices": [
+                    {
+                        "index": view.index,
+                        "label": view.label,
+                        **{
+                            name: base64.b64encode(png).decode()
+                            for name, png in view.images.items()
+                        },
+                    }
+                    for view in result.views
+                ],
+            }
+            for result in evaluation.patients
+        ],
+    }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records", double_precision=12))
+
+
+def _figure(value: float | None, *, signed: bool = False) -> str:
+    """Four significant digits: metrics differ in size by four orders."""
+    if value is None or pd.isna(value):
+        return "n/a"
+    return f"{value:{'+' if signed else ''}.4g}"
+
+
+def _number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    if value is None or pd.isna(value):
+        return "n/a"
+    return f"{value:{'+' if signed else ''}.{digits}f}"

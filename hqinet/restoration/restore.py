@@ -1,0 +1,73 @@
+"""Whole volumes restored in HU, a few slices at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hqinet.errors import HqinetError
+from hqinet.intensity import HU_RANGE, denormalise, normalise
+from hqinet.noise import noise_level
+from hqinet.samples.sampling import HuVolume
+
+HUModel = Callable[[Tensor], Tensor]
+"""Three-slice windows (n, 3, h, w) float32 HU to the restored middle slices (n, 1, h, w) HU."""
+
+
+class InferenceError(HqinetError):
+    """A volume cannot be restored; the message is one line."""
+
+
+class Restorer(nn.Module):
+    """A network in HU: measures the noise of each slice, normalises, restores, denormalises."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, hu: Tensor) -> Tensor:
+        """`(n, 3, h, w) float32 HU -> (n, 1, h, w) float32 HU`."""
+        noise = noise_level(hu[:, 1]) / HU_RANGE
+        return denormalise(self.network(normalise(hu), noise))
+
+
+def restore(
+    model: HUModel, low: HuVolume, *, device: torch.device | str = "cpu", batch: int = 4
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Restore a volume, yielding `(first slice, restored (k, rows, columns) float32 HU)` in order.
+
+    Never holds more than `batch` restored slices; the edge slices' missing neighbour is the edge
+    slice itself. Raises InferenceError where the model returns NaN, infinity or another shape.
+    """
+    slices = int(low.shape[0])
+    for first in range(0, slices, batch):
+        windows = read_windows(low, first, min(first + batch, slices))
+        with torch.inference_mode():
+            parts = pieces(torch.from_numpy(windows).to(device).float())
+            restored = torch.cat([model(part).float().cpu() for part in parts])
+        expected = (len(windows), 1, *low.shape[1:])
+        if tuple(restored.shape) != expected:
+            raise InferenceError(
+                f"slices from {first}: the model returned {tuple(restored.shape)} for {expected}"
+            )
+        if not restored.isfinite().all():
+            raise InferenceError(f"slices from {first}: the model returned NaN or infinity")
+        yield first, restored[:, 0].numpy()
+
+
+def pieces(slices: Tensor) -> Sequence[Tensor]:
+    """Single slices on the CPU, whose caches hold no more; all at once on a GPU."""
+    return slices.split(1) if slices.device.type == "cpu" else [slices]
+
+
+def read_windows(stack: HuVolume, first: int, stop: int) -> NDArray[np.int16]:
+    """Return the windows around slices `first` to `stop - 1`: (k, 3, rows, columns) int16 HU.
+
+    At both ends of the volume the edge slice is repeated.
+    """
+    start = max(first - 1, 0)
+    read = np.asarray(stack[start : min(stop + 1, int(stack.shape[0]))])
+    middles = np.arange(first, stop)[:, None] + np.array([-1, 0, 1]) - start
+    return read[middles.clip(0, len(read) - 1)]

@@ -1,0 +1,200 @@
+"""The command as its users run it: processes, exit states, one JSON object, no traceback."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from unittest.mock import Mock
+
+import psutil
+import pytest
+
+from flows.cli import main as cli
+from flows.cli.main import RECIPES
+from flows.operations.server import SERVER
+from hqinet.training.recipe import recipe_names
+
+
+@pytest.fixture(scope="module")
+def command(hqinet, tmp_path_factory, prefect_server):
+    return hqinet(tmp_path_factory.mktemp("cli"), PREFECT_API_URL=prefect_server)
+
+
+@pytest.fixture(scope="module")
+def ingested(command, tiny_cohort) -> dict:
+    return command.json("ingest", tiny_cohort, "--cohort", "tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(command, ingested, tiny_recipe) -> dict:
+    return command.json("train", "--recipe", tiny_recipe)
+
+
+def test_ingest_prints_what_it_did(ingested):
+    assert ingested["commit"] == 1
+    assert ingested["unchanged"] == 0
+    assert {tuple(sorted(row)) for row in ingested["accepted"]} == {("patient", "slices", "split")}
+    (refused,) = ingested["refused"]
+    assert refused["patient"] == "L109"
+    assert refused["code"] == "no_low_dose"
+    assert refused["source"] == "L109/Full Dose Images"
+
+
+def test_the_same_source_again_makes_no_commit(command, ingested, tiny_cohort):
+    again = command.json("ingest", tiny_cohort, "--cohort", "tiny", "--strict", status=3)
+    assert again["commit"] == 1
+    assert again["accepted"] == []
+    assert again["unchanged"] == 5
+
+
+def test_dataset_show_and_log(command, ingested):
+    shown = command.json("dataset", "show", "--commit", 1)
+    assert shown["parent"] == 0
+    assert {row["patient"]: row["split"] for row in shown["patients"]} == {
+        row["patient"]: row["split"] for row in ingested["accepted"]
+    }
+    for row in shown["patients"]:
+        assert (row["slices"], row["matrix"], row["spacing"]) == (4, [48, 56], [3.0, 0.7, 0.8])
+        assert (row["anatomy"], row["dose_fraction"]) == ("abdomen", 0.25)
+    assert [row["commit"] for row in command.json("dataset", "log")["commits"]] == [1, 0]
+
+
+def test_dataset_upkeep(command, ingested, tmp_path):
+    assert command.json("dataset", "verify", "--deep")["problems"] == []
+    assert len(command.json("dataset", "diff", 0, 1)["added"]) == 5
+    assert command.json("dataset", "gc", "--dry-run")["volumes"] == []
+    splits = tmp_path / "splits.csv"
+    command.json("dataset", "splits", "export", splits)
+    patients = {"train": 3, "validation": 1, "test": 1}
+    same = {"commit": 1, "moved": [], "patients": patients}
+    assert command.json("dataset", "splits", "import", splits) == same
+
+
+def test_train_evaluate_promote_and_models(command, trained):
+    assert trained["commit"] == 1
+    evaluated = command.json("evaluate", "--model", trained["model"])
+    assert Path(evaluated["report"], "report.html").is_file()
+    assert {"psnr", "ssim_window"} <= set(evaluated["patients"][0]["restored"])
+    judged = command("promote", "--candidate", trained["model"], "--json")
+    verdict = json.loads(judged.stdout)
+    assert judged.returncode == {"promoted": 0, "refused": 3}[verdict["verdict"]]
+    assert {row["rule"] for row in verdict["rules"]} >= {"lineage complete"}
+    (version,) = command.json("models")["models"]
+    assert version["verdict"] == verdict["verdict"]
+
+
+def test_alone_it_brings_its_own_server_and_writes_nothing_outside_the_home(
+    hqinet, tmp_path, tiny_cohort
+):
+    alone = hqinet(tmp_path)
+    assert len(alone.json("ingest", tiny_cohort)["accepted"]) == 5
+    assert (alone.home / "prefect" / "prefect.db").is_file()
+    assert [p for folder in alone.outside.values() for p in folder.rglob("*")] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ingest", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("pipeline", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("dataset", "show", "--commit", 99), "commit 99"),
+        (("train", "--recipe", "fsat"), "fast"),
+        (("evaluate", "--split", "tset"), "tset"),
+        (("promote", "--policy", "lenient"), "lenient"),
+        (("pipeline", ".", "--policy", "lenient"), "lenient"),
+        (("dataset", "rollback", 42), "42"),
+    ],
+)
+def test_a_users_mistake_is_one_line(command, trained, arguments, says):
+    done = command(*arguments)
+    assert done.returncode == 1, done.stdout
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "verb"), [("PREFECT_API_URL", "promote"), ("HQINET_TRACKING_URI", "models")]
+)
+def test_a_server_that_is_away_is_one_line(hqinet, tmp_path, variable, verb):
+    done = hqinet(tmp_path, **{variable: "http://127.0.0.1:9/api"})(verb)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "http://127.0.0.1:9/api" in done.stderr
+
+
+def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
+    killed = hqinet(tmp_path)
+
+    def servers() -> list[psutil.Process]:
+        running = psutil.process_iter(["cmdline"])
+        found = [p for p in running if SERVER in (p.info["cmdline"] or [])]
+        return [p for p in found if p.environ().get("HQINET_HOME") == str(killed.home)]
+
+    process = subprocess.Popen(
+        [*killed.program, "promote", "--home", killed.home],
+        env=killed.environment,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 60
+    while not servers() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (orphan,) = servers()
+    assert killed("dataset", "log").returncode == 1
+    orphan.wait(timeout=30)
+
+
+def test_env_names_the_same_variables_for_a_shell_and_a_program(hqinet, tmp_path):
+    fresh = hqinet(tmp_path)
+    variables = fresh.json("env")
+    assert variables["HQINET_HOME"] == str(fresh.home)
+    lines = fresh("env").stdout.splitlines()
+    assert [line.removeprefix("export ").partition("=")[0] for line in lines] == list(variables)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (TimeoutError("nobody answered"), "hqinet: TimeoutError: nobody answered\n"),
+        (PermissionError(13, "denied", "/d"), "hqinet: /d: denied: choose another path\n"),
+    ],
+)
+def test_a_failure_of_the_system_is_one_line_too(monkeypatch, capsys, error, line):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=error))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == line
+
+
+def test_wrong_usage_exits_2(command):
+    assert command("ingest").returncode == 2
+    assert command("evaluate", "--moddel", "3").returncode == 2
+    assert command("train", "--resume", "abc", "--recipe", "fast").returncode == 2
+    assert command("promote", "--rollback", "--candidate", "1").returncode == 2
+
+
+def test_help_names_every_recipe():
+    assert [name for name in recipe_names() if name not in RECIPES] == []
+
+
+def test_an_empty_home_says_what_to_do_first(hqinet, tmp_path, prefect_server):
+    empty = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    for arguments, says in (
+        (("dataset", "show"), "hqinet ingest"),
+        (("train",), "hqinet ingest"),
+        (("evaluate",), "hqinet train"),
+        (("promote",), "hqinet train"),
+    ):
+        done = empty(*arguments)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert says in done.stderr
+
+
+def test_tables_for_people_when_not_asked_for_json(command, ingested):
+    done = command("dataset", "show")
+    assert "L100" in done.stdout
+    assert "no_low_dose" in done.stdout
+    assert done.stderr == ""

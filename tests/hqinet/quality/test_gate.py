@@ -1,0 +1,149 @@
+import json
+
+import pandas as pd
+import pytest
+
+from hqinet.quality.gate import Policy, PolicyError, Verdict, judge, load_policy
+from hqinet.quality.reference import TISSUES
+
+LINEAGE = {"commit": "1", "digest": "d", "recipe": "fast", "training_patients": '["A"]'}
+POLICY = Policy(primary="psnr", margin=0.1, confidence=0.9)
+
+
+def table(gains: dict[str, float], anatomy: str = "chest", **bias: float) -> pd.DataFrame:
+    """Patients at 30 dB low dose, restored with the gains given."""
+    rows = []
+    for patient, gain in gains.items():
+        for image, psnr in (("low", 30.0), ("restored", 30.0 + gain)):
+            rows.append(
+                {"patient": patient, "anatomy": anatomy, "image": image, "slices": 9, "psnr": psnr}
+                | {f"bias_{tissue}": bias.get(tissue, 0.0) for tissue in TISSUES}
+            )
+    return pd.DataFrame(rows)
+
+
+def failed(verdict: Verdict) -> set[str]:
+    return {outcome.rule for outcome in verdict.outcomes if not outcome.passed}
+
+
+GOOD = {"A": 2.0, "B": 3.0, "C": 2.5, "D": 2.2}
+
+
+def plus(gain: float, **other: float) -> dict[str, float]:
+    return {patient: value + other.get(patient, gain) for patient, value in GOOD.items()}
+
+
+def test_a_first_champion_has_low_dose_to_beat():
+    assert judge(POLICY, table(GOOD), None, LINEAGE).passed
+    idle = judge(POLICY, table(dict.fromkeys(GOOD, 0.0)), None, LINEAGE)
+    assert failed(idle) == {"gain over low dose"}
+    assert any("gains +0.000" in reason for reason in idle.reasons)
+
+
+def test_a_better_one_passes():
+    assert judge(POLICY, table(plus(0.5)), table(GOOD), LINEAGE).passed
+
+
+def test_an_equal_one_is_refused():
+    assert failed(judge(POLICY, table(GOOD), table(GOOD), LINEAGE)) == {"gain over the champion"}
+
+
+def test_better_on_average_but_worse_than_low_dose_for_one_is_refused():
+    challenger = table({"A": 9.0, "B": 9.0, "C": 9.0, "D": -0.1})
+    verdict = judge(POLICY, challenger, table(plus(0, D=-3.0)), LINEAGE)
+    assert "no patient worse than low dose" in failed(verdict)
+    assert any("D" in reason for reason in verdict.reasons)
+
+
+def test_better_on_average_but_much_worse_than_the_champion_for_one_is_refused():
+    verdict = judge(POLICY, table(plus(2.0, C=-1.0)), table(GOOD), LINEAGE)
+    assert "no patient worse than the champion" in failed(verdict)
+
+
+def test_one_anatomy_may_not_pay_for_another():
+    champion = pd.concat([table({"A": 2, "B": 2}), table({"C": 2, "D": 2}, "abdomen")])
+    challenger = pd.concat([table({"A": 5, "B": 5}), table({"C": 1.7, "D": 1.8}, "abdomen")])
+    assert "no anatomy worse than the champion" in failed(
+        judge(POLICY, challenger, champion, LINEAGE)
+    )
+
+
+def test_a_gain_that_hangs_on_one_patient_is_not_sure():
+    verdict = judge(POLICY, table(plus(0.0, A=0.7)), table(GOOD), LINEAGE)
+    assert failed(verdict) == {"gain over the champion"}
+
+
+@pytest.mark.parametrize("bias", [16.0, -16.0])
+def test_hu_bias_has_bounds_on_both_sides(bias):
+    assert failed(judge(POLICY, table(GOOD, lung=bias), None, LINEAGE)) == {"HU bias in lung"}
+
+
+@pytest.mark.parametrize("missing", sorted(LINEAGE))
+def test_lineage_must_be_whole(missing):
+    verdict = judge(POLICY, table(GOOD), None, LINEAGE | {missing: ""})
+    assert failed(verdict) == {"lineage complete"}
+    assert missing in verdict.reasons[0]
+
+
+def test_an_unmeasured_patient_is_no_pass():
+    challenger = table(GOOD)
+    challenger.loc[challenger["patient"] == "B", "psnr"] = float("nan")
+    assert "no patient worse than low dose" in failed(judge(POLICY, challenger, None, LINEAGE))
+    all_failed = failed(judge(POLICY, challenger, table(GOOD), LINEAGE))
+    assert "gain over the champion" in all_failed
+
+
+def test_a_metric_that_should_fall_is_gained_by_falling():
+    policy = Policy(primary="rmse", margin=0.1)
+    worse, better = table(GOOD), table(GOOD)
+    worse["rmse"], better["rmse"] = 20.0, 10.0
+    for frame in (worse, better):
+        frame.loc[frame["image"] == "low", "rmse"] = 40.0
+    assert judge(policy, better, worse, LINEAGE).passed
+    assert not judge(policy, worse, better, LINEAGE).passed
+
+
+def test_policies_are_typed(tmp_path):
+    assert load_policy("default").primary == "psnr"
+    for text, message in (
+        ("margn = 1", "margn"),
+        ("primary = 'beauty'", "beauty"),
+        ("margin = ", "mine.toml"),
+    ):
+        file = tmp_path / "mine.toml"
+        file.write_text(text)
+        with pytest.raises(PolicyError, match=message):
+            load_policy(str(file))
+    with pytest.raises(PolicyError, match="nowhere"):
+        load_policy("nowhere")
+
+
+def test_biases_of_opposite_sign_do_not_cancel():
+    challenger = table(GOOD)
+    for patient, sign in zip(GOOD, (1, -1, 1, -1), strict=True):
+        challenger.loc[challenger["patient"] == patient, "bias_soft"] = 20.0 * sign
+    assert failed(judge(POLICY, challenger, None, LINEAGE)) == {"HU bias in soft"}
+
+
+def test_a_policy_may_ask_for_more_patients():
+    strict = Policy(patients=5)
+    assert failed(judge(strict, table(GOOD), None, LINEAGE)) == {"enough patients"}
+
+
+def test_a_metric_without_a_direction_cannot_decide(tmp_path):
+    file = tmp_path / "edges.toml"
+    file.write_text("primary = 'edge_sharpness'")
+    with pytest.raises(PolicyError, match="edge_sharpness"):
+        load_policy(str(file))
+    with pytest.raises(PolicyError, match="no policy"):
+        load_policy(str(tmp_path.with_suffix(".toml")))
+
+
+def test_what_nobody_measured_is_refused_with_no_figure():
+    challenger = table(GOOD).assign(psnr=float("nan"))
+    verdict = judge(POLICY, challenger, table(GOOD), LINEAGE)
+    outcomes = {outcome.rule: outcome for outcome in verdict.outcomes}
+    assert not verdict.passed
+    assert outcomes["no patient worse than low dose"].figure is None
+    assert "A, B, C, D" in outcomes["gain over the champion"].reason
+    json.dumps(verdict.model_dump(), allow_nan=False)

@@ -1,0 +1,129 @@
+"""The file that MLflow registers: equal to the network at any size, alone, without pickle."""
+
+import io
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow.pytorch
+import pytest
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from hqinet.networks.hqinet import build
+from hqinet.restoration.export import deployable, example_windows, load_exported
+from hqinet.restoration.restore import Restorer
+from hqinet.training.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
+from storage.models.registry import SIGNATURE
+
+NETWORKS: dict[str, ModelRecipe] = {
+    "paper": HQINetRecipe(width=0.125),
+    "noise_residual": HQINetRecipe(width=0.125, norm="none", output="noise_residual", init="he"),
+    "redcnn": REDCNNRecipe(network="redcnn", channels=4),
+}
+SIZES = [(1, 48, 48), (3, 57, 101), (2, 64, 50)]
+
+
+def trained(name: str) -> nn.Module:
+    """The network with weights that are not those it starts from."""
+    network = build(NETWORKS[name], 0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def hu(n: int, rows: int, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return 60 + 300 * torch.randn(n, 3, rows, columns, generator=generator)
+
+
+@dataclass(frozen=True)
+class Exported:
+    network: nn.Module
+    path: Path
+
+    @property
+    def program(self) -> ExportedProgram:
+        return torch.export.load(self.path)
+
+
+def exported(name: str, folder: Path) -> Exported:
+    """As `storage.models.registry` has MLflow write it."""
+    network = trained(name).train()
+    mlflow.pytorch.save_model(
+        deployable(network),
+        folder / "model",
+        serialization_format="pt2",
+        input_example=example_windows().numpy(),
+        signature=SIGNATURE,
+        pip_requirements=["torch"],
+    )
+    assert network.training, "exporting must leave the network as it was"
+    (path,) = (folder / "model").rglob("model.pt2")
+    return Exported(network, path)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(request.param, tmp_path_factory.mktemp("export"))
+
+
+def test_equal_to_the_network_at_any_batch_height_and_width(model: Exported) -> None:
+    loaded, eager = load_exported(model.path), Restorer(model.network).eval()
+    for size in SIZES:
+        windows = hu(*size)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
+
+
+def test_deployable_has_no_batch_norm_left_and_equals_the_network() -> None:
+    network = trained("paper")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+    quick = deployable(network)
+    assert network.training
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) > 50
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in quick.modules())
+    windows = hu(2, 57, 70)
+    with torch.no_grad():
+        expected = Restorer(network).eval()(windows)
+        torch.testing.assert_close(quick(windows), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_no_device_is_baked_in(model: Exported) -> None:
+    moved = move_to_device_pass(model.program, "meta")
+    named = [node.kwargs["device"] for node in moved.graph.nodes if "device" in node.kwargs]
+    assert {torch.device(device).type for device in named} <= {"meta"}
+    assert moved.module()(torch.empty(3, 3, 57, 101, device="meta")).shape == (3, 1, 57, 101)
+
+
+def test_nothing_in_the_file_needs_pickles_code(model: Exported) -> None:
+    with zipfile.ZipFile(model.path) as archive:
+        pickled = [name for name in archive.namelist() if name.endswith((".pt", ".pkl"))]
+        for name in pickled:
+            torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+
+
+def test_runs_without_this_project(tmp_path: Path) -> None:
+    model = exported("noise_residual", tmp_path)
+    windows = hu(2, 50, 70)
+    torch.save(windows, tmp_path / "windows.pt")
+    script = (
+        "import sys, torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "torch.save(model(torch.load('windows.pt')).detach(), 'restored.pt')\n"
+        "assert not any(name.startswith('hqinet') for name in sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(model.path)], cwd=tmp_path, check=True, timeout=120
+    )
+    with torch.no_grad():
+        expected = Restorer(model.network).eval()(windows)
+    torch.testing.assert_close(torch.load(tmp_path / "restored.pt"), expected, rtol=1e-4, atol=1e-2)

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from storage.models.registry import DatasetInputs, MetricBuffer, Registry, RegistryError
+
+INPUTS = DatasetInputs("data/ct", 3, "0" * 64)
+
+
+class Middle(nn.Module):
+    """Returns the middle slice, a little brighter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return hu[:, 1:2] + self.offset
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> Registry:
+    folder = tmp_path_factory.mktemp("mlflow")
+    return Registry(f"sqlite:///{folder}/deep/mlflow.db", (folder / "artifacts").as_uri())
+
+
+@pytest.fixture(scope="module")
+def run(registry) -> str:
+    return registry.start("trial", {"width": 0.25}, INPUTS)
+
+
+@pytest.fixture(scope="module")
+def version(registry, run) -> int:
+    example = np.zeros((2, 3, 16, 24), np.float32)
+    return registry.register(run, Middle().eval(), example, {"recipe": "demo"})
+
+
+def test_a_run_names_its_dataset_commit_and_digest(registry, run):
+    found = registry._client.get_run(run)
+    (given,) = found.inputs.dataset_inputs
+    assert given.dataset.name == "commit-3"
+    assert given.dataset.digest == INPUTS.digest[:36]
+    assert '"delta_table_version": 3' in given.dataset.source
+    assert found.data.params == {"width": "0.25"}
+    assert found.data.tags["digest"] == INPUTS.digest
+
+
+def test_metrics_are_written_in_batches_and_never_infinite(registry, run):
+    buffer = MetricBuffer(registry, run, size=4)
+    for step in range(6):
+        buffer.add(step, {"loss": 1.0 / (step + 1), "odd": float("nan")})
+    assert len(registry._client.get_metric_history(run, "loss")) == 4
+    buffer.flush()
+    history = registry._client.get_metric_history(run, "loss")
+    assert [(row.step, row.value) for row in history] == [(s, 1.0 / (s + 1)) for s in range(6)]
+    assert registry._client.get_metric_history(run, "odd") == []
+
+
+def test_a_version_loads_without_pickle_or_project(registry, version, tmp_path):
+    file = registry.model_file(registry.version(version), tmp_path)
+    hu = torch.randn(5, 3, 20, 30)
+    assert torch.equal(torch.export.load(file).module()(hu), hu[:, 1:2] + 2)
+    assert not list(file.parent.rglob("*pickle*"))
+
+
+def test_versions_are_found_by_number_alias_and_newest(registry, version):
+    registry.point("champion", version)
+    for which in (version, str(version), "champion", "latest"):
+        assert registry.version(which).version == version
+    assert registry.champion().tags["recipe"] == "demo"
+
+
+def test_a_version_is_born_with_its_lineage_and_silently(tmp_path, capfd, monkeypatch):
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", (tmp_path / "artifacts").as_uri())
+    monkeypatch.setattr(registry, "tag_version", None)
+    example = np.zeros((2, 3, 16, 24), np.float32)
+    capfd.readouterr()
+    for number in (1, 2):
+        run = registry.start("trial", {}, INPUTS)
+        assert registry.register(run, Middle().eval(), example, {"recipe": "fast"}) == number
+        assert registry.version(number).tags["recipe"] == "fast"
+        assert registry.version(number).logged
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_has_one_version(registry, run, version):
+    assert registry.register(run, None, None, {"validation_patients": "[]"}) == version
+    assert (
+        registry.version(version).tags.items()
+        >= {
+            "recipe": "demo",
+            "validation_patients": "[]",
+        }.items()
+    )
+
+
+def test_what_is_not_there_is_named(registry, version):
+    with pytest.raises(RegistryError, match="99"):
+        registry.version(99)
+    with pytest.raises(RegistryError, match="no run"):
+        registry.reopen("nowhere")
+
+
+def test_an_empty_registry_says_what_to_do(tmp_path):
+    empty = Registry(f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri())
+    assert empty.champion() is None
+    with pytest.raises(RegistryError, match="hqinet train"):
+        empty.version("latest")
+
+
+def test_artifacts_come_back(registry, run, tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    registry.log_file(run, tmp_path / "a.csv", "evaluation/commit-3-test")
+    path = registry.fetch(run, "evaluation/commit-3-test/a.csv", tmp_path / "back")
+    assert path.read_text() == "x\n1\n"
+    assert registry.fetch(run, "evaluation/commit-9-test/a.csv", tmp_path / "back") is None
+
+
+def test_a_server_that_is_away_is_said_at_once():
+    with pytest.raises(RegistryError, match=r"no MLflow server answers at http://127\.0\.0\.1:9"):
+        Registry("http://127.0.0.1:9", None)
+
+
+def test_a_server_that_goes_away_is_not_taken_for_a_missing_run(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("storage.models.registry.answers", lambda _: True)
+    away = Registry("http://127.0.0.1:10", None)
+    with pytest.raises(RegistryError, match="MLflow does not"):
+        away.reopen("0" * 32)
