@@ -48,7 +48,7 @@ def demo() -> PipelineResult:
     refuse_real_home()
     source = make_cohort(Settings().home.absolute() / "demo-cohort")
     settings = Settings().ingest.model_copy(update={"cohort_file": source / "cohort.toml"})
-    return pipeline(str(source), SYNTHETIC, "demo", ingest_settings=settings)
+    return pipeline(str(source), SYNTHETIC, "demo", "demo", ingest_settings=settings)
 
 
 def refuse_real_home() -> None:

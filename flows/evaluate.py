@@ -7,25 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import lineage, stores
+from flows.evaluations import artifact, counting, judge, rival_of, stored_summary
 from flows.settings import EvaluateSettings, Settings
 from hqinet.devices import pick_device
 from hqinet.quality import gate
-from hqinet.quality.evaluation import PatientResult, evaluate_patient
+from hqinet.quality.evaluation import RESTORED, measure_patient, measure_unrestored
 from hqinet.quality.statistics import per_patient
 from hqinet.report import comparison
 from hqinet.report import page as report
+from hqinet.report.key_slices import CHOSEN_BY, choose_slices, keep_views
 from hqinet.restoration.export import load_exported
+from hqinet.restoration.restore import HUModel, InferenceError, restore_to_file
 from hqinet.samples.sampling import VolumePair
 from storage.dataset.versions import PatientRow, Snapshot
 from storage.errors import StorageError
 from storage.ingest.cohort import SYNTHETIC
 from storage.models.registry import ModelVersion
+from storage.provenance import code_version
 
 DEFAULTS = Settings().evaluate
 
@@ -68,20 +73,21 @@ def evaluate(
     version = stores.registry().version(model)
     snapshot = stores.dataset().snapshot(commit)
     patients = check_leakage(version, snapshot, split)
-    champion = champion_table(version, snapshot, split, settings)
+    rival = rival_of(version)
+    if rival is not None:
+        evaluate_rival(rival, snapshot, split, settings)
     with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
         file = stores.registry().model_file(version, Path(folder))
         budget = report.BYTES_FOR_IMAGES // len(patients)
         results = [
-            measure_patient.with_options(task_run_name=f"measure {row.patient}")(
+            restore_and_measure.with_options(task_run_name=f"measure {row.patient}")(
                 snapshot, row, file, settings, budget
             )
             for row in patients
         ]
-    verdict = gate.judge(rules, tabulate(results), champion, lineage.lineage_fields(version))
-    rival = rival_of(version)
-    if rival is not None and champion is None:
-        verdict = verdict.refused_by(no_comparison(rival, snapshot, split))
+    verdict = judge(rules, version, evidence_of(results), rival, snapshot)
+    theirs = None if rival is None else counting(rival, snapshot, split)
+    champion = None if theirs is None else theirs.table()
     return write_report(version, snapshot, split, policy, results, champion, verdict)
 
 
@@ -109,93 +115,65 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
 
 
 @task(cache_policy=NO_CACHE)
-def measure_patient(
+def restore_and_measure(
     snapshot: Snapshot, row: PatientRow, file: Path, settings: EvaluateSettings, budget: int
-) -> PatientResult:
-    """Restore one patient and measure every slice, low dose and restored."""
-    volume = snapshot.volume(row.patient)
+) -> report.PatientResult:
+    """Restore one patient and measure every slice, low dose and restored.
+
+    Who cannot be restored is a result, too: the model loses by name, and the others count.
+    """
     device = pick_device(settings.device)
-    return evaluate_patient(
-        VolumePair(row.patient, row.anatomy, volume.low, volume.full),
-        load_exported(file, device),
-        spacing=row.spacing[1:],
-        device=device,
-        batch=settings.batch,
-        scratch=stores.scratch(),
-        budget=budget,
-    )
-
-
-def champion_table(
-    version: ModelVersion, snapshot: Snapshot, split: str, settings: EvaluateSettings
-) -> pd.DataFrame | None:
-    """The champion's per-patient table on the same patients; None without another champion."""
-    champion = rival_of(version)
-    if champion is None:
-        return None
-    table = evaluated(champion, snapshot, split)
-    if table is None:
-        try:
-            evaluate(str(champion.version), snapshot.commit, split, settings=settings)
-        except EvaluationError as error:
-            get_run_logger().warning("the champion cannot be compared: %s", error)
-            return None
-        table = evaluated(champion, snapshot, split)
-    return table
-
-
-def rival_of(version: ModelVersion) -> ModelVersion | None:
-    """The champion, where it is another version."""
-    champion = stores.registry().champion()
-    return None if champion is None or champion.version == version.version else champion
-
-
-def no_comparison(version: ModelVersion, snapshot: Snapshot, split: str) -> gate.Outcome:
-    """The rule that fails where a version has no evaluation on a commit, and what to do."""
-    commit = snapshot.commit
-    leaked = lineage.leaked(version, snapshot.patients(split))
-    if leaked:
-        reason = (
-            f"version {version.version} was trained or chosen on {', '.join(leaked)}, now in the "
-            f"{split} split of commit {commit}, so that no fair comparison exists; move them back "
-            "with `hqinet dataset splits import`, or judge on an earlier commit (--commit)"
+    volume = snapshot.volume(row.patient)
+    pair = VolumePair(row.patient, row.anatomy, volume.low, volume.full)
+    try:
+        result = judged(pair, row, load_exported(file, device), device, settings.batch, budget)
+    except InferenceError as error:
+        measured = measure_unrestored(
+            pair, spacing=row.spacing[1:], device=device, batch=settings.batch
         )
-    else:
-        reason = (
-            f"version {version.version} was not evaluated on commit {commit}; run "
-            f"`hqinet evaluate --model {version.version} --commit {commit}`"
-        )
-    return gate.Outcome(
-        rule="report present",
-        passed=False,
-        figure=None,
-        required=f"an evaluation on the {split} split of commit {commit}",
-        reason=reason,
-    )
+        result = report.PatientResult(row.patient, row.anatomy, measured, [], str(error))
+    get_run_logger().info("%s: %s", row.patient, result.failure or f"{row.slices} slices")
+    return result
 
 
-def evaluated(version: ModelVersion, snapshot: Snapshot, split: str) -> pd.DataFrame | None:
-    """The per-patient table of an evaluation made before on these very rows; None without one."""
-    summary = evaluation_summary(version.run, snapshot.commit, split)
-    if summary is None or summary["provenance"]["dataset digest"] != snapshot.digest:
-        return None
-    return report.patients_of(summary)
-
-
-def evaluation_summary(run: str, commit: int, split: str) -> dict[str, Any] | None:
-    """The `summary.json` of an evaluation made before; None where there was none, or half of it."""
+def judged(
+    pair: VolumePair,
+    row: PatientRow,
+    model: HUModel,
+    device: torch.device,
+    batch: int,
+    budget: int,
+) -> report.PatientResult:
+    """What a report says of a patient; the restored volume lies in scratch meanwhile."""
     with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
-        artifact = f"{_artifact(commit, split)}/{report.SUMMARY}"
-        path = stores.registry().fetch(run, artifact, Path(folder))
-        try:
-            return None if path is None else json.loads(path.read_text("utf-8"))
-        except ValueError:  # a kill while it was stored
-            return None
+        file = Path(folder) / "restored.npy"
+        restored = restore_to_file(model, pair.low, file, device=device, batch=batch)
+        measured = measure_patient(
+            pair, restored, spacing=row.spacing[1:], device=device, batch=batch
+        )
+        slices = measured.per_slice
+        quality = slices[slices["image"] == RESTORED][CHOSEN_BY].to_numpy()
+        views = keep_views(pair, restored, choose_slices(quality), budget)
+    return report.PatientResult(row.patient, row.anatomy, measured, views)
 
 
-def tabulate(results: list[PatientResult]) -> pd.DataFrame:
-    """The `per_patient` table of an evaluation."""
-    return per_patient(pd.concat([result.per_slice for result in results], ignore_index=True))
+def evaluate_rival(
+    rival: ModelVersion, snapshot: Snapshot, split: str, settings: EvaluateSettings
+) -> None:
+    """Evaluate the champion on the same patients, unless an evaluation of it counts already."""
+    if counting(rival, snapshot, split) is not None:
+        return
+    try:
+        evaluate(str(rival.version), snapshot.commit, split, settings=settings)
+    except EvaluationError as error:
+        get_run_logger().warning("the champion cannot be compared: %s", error)
+
+
+def evidence_of(results: list[report.PatientResult]) -> gate.Evidence:
+    """What the gate judges an evaluation by."""
+    slices = pd.concat([result.measured.per_slice for result in results], ignore_index=True)
+    failures = {r.patient: r.failure for r in results if r.failure is not None}
+    return gate.Evidence(per_patient(slices), failures)
 
 
 @task(cache_policy=NO_CACHE)
@@ -204,7 +182,7 @@ def write_report(
     snapshot: Snapshot,
     split: str,
     policy: str,
-    results: list[PatientResult],
+    results: list[report.PatientResult],
     champion: pd.DataFrame | None,
     verdict: gate.Verdict,
 ) -> EvaluateResult:
@@ -222,7 +200,7 @@ def write_report(
     registry = stores.registry()
     # The summary goes last: with it the evaluation is complete.
     for file in sorted(folder.iterdir(), key=lambda file: file.name == report.SUMMARY):
-        registry.log_file(version.run, file, _artifact(snapshot.commit, split))
+        registry.log_file(version.run, file, artifact(snapshot.commit, split))
     numbers = _means(patients, split)
     registry.log_metrics(version.run, [(snapshot.commit, numbers)], version.logged)
     registry.tag_version(version.version, {f"evaluated_{split}": str(snapshot.commit)})
@@ -238,10 +216,6 @@ def write_report(
         split=split,
         patients=rows,
     )
-
-
-def _artifact(commit: int, split: str) -> str:
-    return f"evaluation/commit-{commit}-{split}"
 
 
 def acquisition(snapshot: Snapshot, split: str) -> dict[str, str]:
@@ -273,7 +247,8 @@ def _provenance(
         "dataset digest": snapshot.digest,
         "cohorts": ", ".join(cohorts),
         "policy": policy,
-        "code version": version.tags.get("code_version", ""),
+        "trained by code": version.tags.get("code_version", ""),
+        "evaluated by code": code_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -317,23 +292,26 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def compare(left: str, right: str, commit: int | None = None, split: str = "test") -> Path:
-    """Set the reports of two MLflow runs on one commit side by side; returns the page.
+    """Set the reports of two model versions on one commit side by side; returns the page.
 
-    Raises EvaluationError where one of them was not evaluated there.
+    left, right: version numbers or aliases. Raises EvaluationError where one of them was not
+    evaluated there.
     """
     number = stores.dataset().snapshot(commit).commit
+    versions = [stores.registry().version(which) for which in (left, right)]
     summaries = []
-    for run in (left, right):
-        summary = evaluation_summary(run, number, split)
+    for version in versions:
+        summary = stored_summary(version.run, number, split)
         if summary is None:
             raise EvaluationError(
-                f"run {run} has no report on the {split} split of commit {number}; "
-                "`hqinet models` lists runs, `hqinet evaluate` writes their reports"
+                f"model version {version.version} has no report on the {split} split of commit "
+                f"{number}; `hqinet evaluate --model {version.version} --commit {number}` writes it"
             )
         summaries.append(summary)
-    folder = Settings().reports / f"compare-{left[:8]}-{right[:8]}-commit-{number}-{split}"
+    names = "-".join(str(version.version) for version in versions)
+    folder = Settings().reports / f"compare-{names}-commit-{number}-{split}"
     try:
         comparison.write(*summaries, folder)
     except ValueError as error:
-        raise EvaluationError(f"runs {left} and {right}: {error}") from error
+        raise EvaluationError(f"model versions {left} and {right}: {error}") from error
     return folder / "comparison.html"

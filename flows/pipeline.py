@@ -5,8 +5,9 @@ from pydantic import BaseModel
 
 from flows import stores
 from flows.evaluate import EvaluateResult, EvaluationError, evaluate
+from flows.evaluations import SPLIT
 from flows.ingest import IngestResult, ingest
-from flows.promote import SPLIT, PromoteResult, promote
+from flows.promote import PromoteResult, promote
 from flows.settings import (
     ClusterSettings,
     EvaluateSettings,

@@ -2,60 +2,54 @@
 
 from typing import Any, Literal
 
-import pandas as pd
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import lineage, stores
-from flows.evaluate import evaluated, no_comparison
+from flows import stores
+from flows.evaluations import SPLIT, PromotionError, champion, counting, judge, missing
 from hqinet.quality import gate
 from storage.dataset.versions import Snapshot
-from storage.errors import Conflict, StorageError
+from storage.errors import Conflict
 from storage.models.promotions import Entry, History
 from storage.models.registry import CHAMPION, PREVIOUS, ModelVersion
-
-SPLIT = "test"
-"""Promotion is judged on patients that no training has seen."""
-
-
-class PromotionError(StorageError):
-    """A promotion that cannot be judged or made; one line that says what to do."""
 
 
 class PromoteResult(BaseModel):
     """What `hqinet promote --json` prints."""
 
     verdict: Literal["promoted", "refused", "rolled back"]
-    candidate: int
+    model: int
     champion: int | None
     commit: int | None
+    policy: str | None
     reasons: list[str]
     rules: list[dict[str, Any]]
 
 
 @flow(name="promote")
 def promote(
-    candidate: int | None = None, commit: int | None = None, policy: str = "default"
+    model: int | None = None, commit: int | None = None, policy: str = "default"
 ) -> PromoteResult:
     """Judge a challenger on the test split of a commit; only a pass moves the alias champion.
 
     Args:
-        candidate: Model version; the newest if empty.
+        model: Version to judge; the newest if empty.
         commit: Of the dataset, on which both were evaluated; the latest if empty.
         policy: Name of a policy or a TOML file.
     """
-    version = stores.registry().version("latest" if candidate is None else candidate)
+    rules = gate.load_policy(policy)
+    version = stores.registry().version("latest" if model is None else model)
     snapshot = stores.dataset().snapshot(commit)
     while True:
-        history = repair_aliases(stores.promotions().read())
-        champion = stores.registry().champion()
-        verdict = judge(version, champion, snapshot, gate.load_policy(policy))
+        history = repair()
+        rival = champion(history)
+        verdict = judge_version(version, rival, snapshot, rules)
         entry = Entry(
             action="promote",
             candidate=version.version,
-            champion=champion.version if champion else None,
+            champion=rival.version if rival else None,
             passed=verdict.passed,
             commit=snapshot.commit,
             details=verdict.model_dump() | {"policy": policy},
@@ -68,7 +62,8 @@ def promote(
         break
     if verdict.passed:
         update_aliases()
-    return record(entry, verdict)
+    tag_verdict(entry)
+    return publish(entry, verdict)
 
 
 @flow(name="rollback promotion")
@@ -90,78 +85,96 @@ def rollback_promotion() -> PromoteResult:
     )
     stores.promotions().append(entry, history)
     update_aliases()
-    if last in there:
-        stores.registry().tag_version(last, {"verdict": "rolled back"})
+    tag_verdict(entry)
     return PromoteResult(
         verdict="rolled back",
-        candidate=entry.candidate,
+        model=entry.candidate,
         champion=entry.champion,
         commit=None,
+        policy=None,
         reasons=[],
         rules=[],
     )
 
 
 @task(cache_policy=NO_CACHE)
-def judge(
-    version: ModelVersion, champion: ModelVersion | None, snapshot: Snapshot, policy: gate.Policy
+def judge_version(
+    version: ModelVersion, rival: ModelVersion | None, snapshot: Snapshot, policy: gate.Policy
 ) -> gate.Verdict:
     """The verdict on a version; a missing report is a rule that fails, not an error."""
-    if champion is not None and champion.version == version.version:
+    if rival is not None and rival.version == version.version:
         raise PromotionError(f"version {version.version} is the champion already")
-    tables: list[pd.DataFrame | None] = []
-    for judged in (version, champion):
-        if judged is None:
-            tables.append(None)
-            continue
-        table = evaluated(judged, snapshot, SPLIT)
-        if table is None:
-            missing = no_comparison(judged, snapshot, SPLIT)
-            return gate.Verdict(passed=False, outcomes=[missing])
-        tables.append(table)
-    return gate.judge(policy, tables[0], tables[1], lineage.lineage_fields(version))
+    ours = counting(version, snapshot, SPLIT)
+    if ours is None:
+        nothing = gate.Verdict(passed=False, outcomes=[])
+        return nothing.refused_for_want_of(missing(version, snapshot, SPLIT))
+    return judge(policy, version, ours.evidence(), rival, snapshot)
 
 
-@task(cache_policy=NO_CACHE)
-def repair_aliases(history: History) -> History:
-    """Make the alias follow the history: a promotion may have died in between, an alias be lost."""
-    last, champion = history.last_pass, stores.registry().champion()
-    if last is not None and (champion is None or champion.version != last.candidate):
+def repair() -> History:
+    """Make aliases and tags follow the history, whose writer may have died; returns the history."""
+    history = stores.promotions().read()
+    if not history.entries:
+        return history
+    last = history.last_pass
+    pointed = next((v.version for v in stores.registry().versions() if CHAMPION in v.aliases), None)
+    if last is not None and pointed != last.candidate:
         update_aliases()
+    tag_verdict(history.entries[-1])
     return history
 
 
 def update_aliases() -> None:
     """Point the aliases where the history says, until no other promotion came in between."""
     registry, done = stores.registry(), None
-    while (last := stores.promotions().read().last_pass) != done:
+    while (last := (history := stores.promotions().read()).last_pass) != done:
+        # The champion last: `repair` finishes what stops before it.
         there = {row.version for row in registry.versions()}
-        if last.candidate not in there:
-            raise PromotionError(
-                f"version {last.candidate}, champion by the history of promotions, is in MLflow no "
-                "more; `hqinet promote --rollback` goes back to the champion before it"
-            )
-        # The champion last: `repair_aliases` finishes what stops before it.
-        if last.champion in there:
+        to = champion(history)
+        if last is not None and last.champion in there:
             registry.point(PREVIOUS, last.champion)
-        registry.point(CHAMPION, last.candidate)
+        if to is not None:
+            registry.point(CHAMPION, to.version)
         done = last
 
 
-@task(cache_policy=NO_CACHE)
-def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
-    """Write the verdict where people look for it: on the version, and on Prefect's page."""
-    word = "promoted" if verdict.passed else "refused"
-    tags = {"verdict": word, "verdict_commit": str(entry.commit)}
-    tags["verdict_reasons"] = "; ".join(verdict.reasons) or "every rule passed"
-    tags |= {
-        f"rule_{outcome.rule.replace(' ', '_')}": f"{'pass' if outcome.passed else 'refuse'}: "
-        f"{outcome.figure} ({outcome.required})"
+def tag_verdict(entry: Entry) -> None:
+    """Write an entry's verdict on the version that it is about, unless it stands there already."""
+    registry = stores.registry()
+    about = entry.champion if entry.action == "rollback" else entry.candidate
+    version = next((row for row in registry.versions() if row.version == about), None)
+    if version is None:
+        return
+    tags = verdict_tags(entry)
+    # Who could not be judged here keeps the verdict of where it was.
+    unjudged = entry.action == "promote" and not entry.details.get("judged", True)
+    if unjudged and "verdict" in version.tags:
+        return
+    if any(version.tags.get(name) != value for name, value in tags.items()):
+        registry.tag_version(version.version, tags)
+
+
+def verdict_tags(entry: Entry) -> dict[str, str]:
+    """The tags of a version that was judged, or taken back."""
+    if entry.action == "rollback":
+        return {"verdict": "rolled back"}
+    verdict = gate.Verdict.model_validate(entry.details)
+    return {
+        "verdict": "promoted" if verdict.passed else "refused",
+        "verdict_commit": str(entry.commit),
+        "verdict_policy": str(entry.details.get("policy", "")),
+        "verdict_reasons": "; ".join(verdict.reasons) or "every rule passed",
+    } | {
+        f"rule_{outcome.rule.replace(' ', '_')}": f"{outcome.word}: {outcome.figure} "
+        f"({outcome.required})"
         for outcome in verdict.outcomes
     }
-    # Who could not be judged here keeps the verdict of where it was.
-    if verdict.judged or "verdict" not in stores.registry().version(entry.candidate).tags:
-        stores.registry().tag_version(entry.candidate, tags)
+
+
+@task(cache_policy=NO_CACHE)
+def publish(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
+    """Show the verdict on Prefect's page, and return it as it is printed."""
+    word: Literal["promoted", "refused"] = "promoted" if verdict.passed else "refused"
     create_markdown_artifact(
         key="promotion",
         markdown=_markdown(verdict),
@@ -170,11 +183,12 @@ def record(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
     get_run_logger().info("version %d %s", entry.candidate, word)
     return PromoteResult(
         verdict=word,
-        candidate=entry.candidate,
+        model=entry.candidate,
         champion=entry.champion,
         commit=entry.commit,
+        policy=entry.details["policy"],
         reasons=verdict.reasons,
-        rules=[outcome.model_dump() for outcome in verdict.outcomes],
+        rules=[outcome.model_dump() | {"outcome": outcome.word} for outcome in verdict.outcomes],
     )
 
 
@@ -182,7 +196,7 @@ def _markdown(verdict: gate.Verdict) -> str:
     lines = ["| rule | outcome | figure | required | reason |", "|---|---|--:|---|---|"]
     for outcome in verdict.outcomes:
         figure = "" if outcome.figure is None else f"{outcome.figure:.3f}"
-        word = "pass" if outcome.passed else "**refuse**"
+        word = outcome.word if outcome.passed else f"**{outcome.word}**"
         lines.append(
             f"| {outcome.rule} | {word} | {figure} | {outcome.required} | {outcome.reason} |"
         )

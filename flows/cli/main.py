@@ -124,7 +124,7 @@ def evaluate(
 
 @app.command()
 def promote(
-    candidate: Annotated[int | None, typer.Option(help="Version; default: the newest.")] = None,
+    model: Annotated[int | None, typer.Option(help="Version; default: the newest.")] = None,
     commit: Commit = None,
     policy: PolicyName = "default",
     rollback: Annotated[bool, typer.Option(help="Give the alias back to the one before.")] = False,
@@ -132,14 +132,14 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Judge a challenger against the champion; exits 3 if it is refused."""
-    if rollback and (candidate is not None or commit is not None):
+    if rollback and (model is not None or commit is not None):
         raise typer.BadParameter("--rollback goes back to the champion before, whichever it is")
     enter(home)
     from flows import promote as flow
     from flows.cli import output
 
     with orchestrated():
-        result = flow.rollback_promotion() if rollback else flow.promote(candidate, commit, policy)
+        result = flow.rollback_promotion() if rollback else flow.promote(model, commit, policy)
     output.answer(result.model_dump(), output.print_verdict, as_json=as_json)
     leave(refused=result.verdict == "refused")
 
@@ -241,14 +241,14 @@ def split_names(names: list[str] | None) -> list[str] | None:
 
 @report.command()
 def compare(
-    left: Annotated[str, typer.Argument(metavar="RUN", help="MLflow run.")],
-    right: Annotated[str, typer.Argument(metavar="RUN", help="MLflow run.")],
+    left: Annotated[str, typer.Argument(metavar="MODEL", help="Version or alias.")],
+    right: Annotated[str, typer.Argument(metavar="MODEL", help="Version or alias.")],
     commit: Commit = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Set the reports of two runs on the same commit side by side."""
+    """Set the reports of two model versions on one commit side by side."""
     enter(home)
     from flows import evaluate as flow
     from flows.cli import output

@@ -91,7 +91,7 @@ def print_verdict(result: dict[str, Any]) -> None:
             (
                 [
                     row["rule"],
-                    "pass" if row["passed"] else "refuse",
+                    row["outcome"],
                     row["figure"],
                     row["required"],
                     row["reason"],
@@ -102,10 +102,11 @@ def print_verdict(result: dict[str, Any]) -> None:
     if result["verdict"] == "rolled back":
         print_line(
             f"model version {result['champion']}: rolled back; "
-            f"version {result['candidate']} is champion again"
+            f"version {result['model']} is champion again"
         )
     else:
-        print_line(f"model version {result['candidate']}: {result['verdict']}")
+        by = f"{result['verdict']} by the policy {result['policy']}"
+        print_line(f"model version {result['model']}: {by}")
 
 
 def print_pipeline(result: dict[str, Any]) -> None:
@@ -118,7 +119,8 @@ def print_pipeline(result: dict[str, Any]) -> None:
 
 def print_models(result: dict[str, Any]) -> None:
     """Model versions, newest first."""
-    keys = ("version", "aliases", "run", "recipe", "commit", "verdict", "verdict_reasons")
+    keys = ("version", "aliases", "run", "recipe", "commit", "verdict", "verdict_policy")
+    keys += ("verdict_reasons",)
     print_table(
         "Model versions",
         keys,

@@ -1,97 +1,102 @@
-"""One patient judged: restored slice by slice, measured, and the slices worth looking at kept."""
+"""One patient measured: low dose and restored against full dose, slice by slice."""
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hqinet.quality.metrics import measure
+from hqinet.quality.metrics import METRICS, measure
 from hqinet.quality.noise_spectrum import NoisePower, NoisePowerMeter
 from hqinet.quality.reference import Reference, prepare_reference
-from hqinet.report.key_slices import View, choose_slices, keep_views
-from hqinet.restoration.restore import HUModel, pieces, restore
-from hqinet.samples.sampling import VolumePair
+from hqinet.restoration.restore import pieces
+from hqinet.samples.sampling import HuVolume, VolumePair
 
-CHOSEN_BY = "psnr_window"
-"""The metric that names a patient's best, median and worst slice."""
+RESTORED = "restored"
 
 
 @dataclass(frozen=True)
-class PatientResult:
-    """What an evaluation keeps of one patient.
+class Measured:
+    """What is measured of one patient.
 
-    per_slice: one row a slice and image ("low", "restored"), as `statistics` wants it.
-    noise: the NPS of low less full and of restored less full. views: slices to look at.
+    per_slice: one row a slice and image, as `statistics` wants it.
+    noise: the NPS of each image less the full dose.
     """
 
-    patient: str
-    anatomy: str
     per_slice: pd.DataFrame
     noise: dict[str, NoisePower]
-    views: list[View]
 
 
-def evaluate_patient(
+def measure_patient(
     pair: VolumePair,
-    model: HUModel,
+    restored: HuVolume,
     *,
     spacing: tuple[float, float],
     device: torch.device,
     batch: int,
-    scratch: Path,
-    budget: int,
-) -> PatientResult:
-    """Restore and measure one patient; memory is bounded by `batch` slices.
+) -> Measured:
+    """Measure every slice of a patient, low dose and restored, `batch` slices in memory at once.
 
-    spacing: row and column spacing in mm. scratch: where the restored volume lies meanwhile.
-    budget: bytes that this patient's views may take.
+    spacing: row and column spacing in mm.
     """
+    images = {"low": pair.low, RESTORED: restored}
+    return _measure(pair, images, spacing=spacing, device=device, batch=batch)
+
+
+def measure_unrestored(
+    pair: VolumePair, *, spacing: tuple[float, float], device: torch.device, batch: int
+) -> Measured:
+    """Measure the low dose of a patient that a model could not restore; restored is NaN."""
+    measured = _measure(pair, {"low": pair.low}, spacing=spacing, device=device, batch=batch)
+    nothing = dict.fromkeys(METRICS, np.nan)
+    restored = measured.per_slice.assign(image=RESTORED, **nothing)
+    return Measured(pd.concat([measured.per_slice, restored], ignore_index=True), measured.noise)
+
+
+def _measure(
+    pair: VolumePair,
+    images: Mapping[str, HuVolume],
+    *,
+    spacing: tuple[float, float],
+    device: torch.device,
+    batch: int,
+) -> Measured:
     rows: list[pd.DataFrame] = []
-    meters = {name: NoisePowerMeter(pair.matrix, spacing) for name in ("low", "restored")}
-    with tempfile.TemporaryDirectory(dir=scratch) as folder, threads(device) as pool:
-        kept = np.lib.format.open_memmap(
-            Path(folder) / "restored.npy", mode="w+", dtype=np.int16, shape=tuple(pair.low.shape)
-        )
-        for start, restored in restore(model, pair.low, device=device, batch=batch):
-            stop = start + len(restored)
-            kept[start:stop] = np.rint(np.clip(restored, -32768, 32767))
-            low, full, image = (
-                torch.from_numpy(np.ascontiguousarray(slices)).to(device).float()
-                for slices in (pair.low[start:stop], pair.full[start:stop], restored)
+    meters = {name: NoisePowerMeter(pair.matrix, spacing) for name in images}
+    with threads(device) as pool:
+        for start in range(0, pair.slices, batch):
+            stop = min(start + batch, pair.slices)
+            full, low, *others = (
+                pieces(_slices(volume, start, stop, device))
+                for volume in (pair.full, *images.values())
             )
-            measured = pool.map(
-                partial(_measure_slices, pair.anatomy), *(pieces(x) for x in (full, low, image))
-            )
-            for reference, images in measured:
-                for name, (shown, values) in images.items():
-                    meters[name].add(shown - reference.full, reference.regions["body"])
-                    rows.append(_frame(pair, name, start, values))
+            measured = pool.map(partial(_measure_slices, pair.anatomy), full, low, *others)
+            for reference, values in measured:
+                for (name, meter), (image, of_slices) in zip(meters.items(), values, strict=True):
+                    meter.add(image - reference.full, reference.regions["body"])
+                    rows.append(_frame(pair, name, start, of_slices))
                 start += len(reference.full)
-        per_slice = pd.concat(rows, ignore_index=True)
-        quality = per_slice[per_slice["image"] == "restored"][CHOSEN_BY].to_numpy()
-        labels = choose_slices(quality)
-        views = keep_views(pair, kept, labels, budget)
     noise = {name: meter.result() for name, meter in meters.items()}
-    return PatientResult(pair.patient, pair.anatomy, per_slice, noise, views)
+    return Measured(pd.concat(rows, ignore_index=True), noise)
+
+
+def _slices(volume: HuVolume, start: int, stop: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(volume[start:stop])).to(device).float()
 
 
 def _measure_slices(
-    anatomy: str, full: Tensor, low: Tensor, restored: Tensor
-) -> tuple[Reference, dict[str, tuple[Tensor, dict[str, np.ndarray]]]]:
+    anatomy: str, full: Tensor, low: Tensor, *others: Tensor
+) -> tuple[Reference, list[tuple[Tensor, dict[str, np.ndarray]]]]:
     reference = prepare_reference(full, low, anatomy)
-    images = {"low": low, "restored": restored}
-    return reference, {
-        name: (image, {key: value.numpy() for key, value in measure(image, reference).items()})
-        for name, image in images.items()
-    }
+    return reference, [
+        (image, {key: value.numpy() for key, value in measure(image, reference).items()})
+        for image in (low, *others)
+    ]
 
 
 @contextmanager

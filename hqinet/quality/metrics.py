@@ -194,6 +194,10 @@ def edge_sharpness(c: Comparison) -> Tensor:
     return _ratio(c.reference.mean(kept, "edges"), c.reference.steepness)
 
 
+DEFINITION = 2
+"""Raised whenever a metric, a region or what is averaged changes: figures of two definitions are
+not compared. 2: the restored image is measured as delivered, in whole HU."""
+
 METRICS: dict[str, Metric] = {
     "l1": Metric(l1, "1", "0..1", "low", "paper, Table I"),
     "nmse": Metric(nmse, "1", "0..", "low", "paper, Table I"),

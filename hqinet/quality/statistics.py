@@ -10,6 +10,10 @@ import pandas as pd
 from scipy import stats
 
 KEYS = ["patient", "anatomy", "image"]
+FEWEST = 2
+"""Patients of which a mean has an interval."""
+DRAWS = 5000
+"""Samples of a bootstrap."""
 POOLED = "all"
 """The row that pools patients of every anatomy; it never stands alone."""
 
@@ -34,7 +38,7 @@ def left_out(per_slice: pd.DataFrame) -> pd.DataFrame:
     return long.assign(reason=reason).groupby(keys).size().rename("slices").reset_index()
 
 
-def summarise(patients: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def summarise(patients: pd.DataFrame) -> pd.DataFrame:
     """Over patients, for each anatomy and pooled: mean, SD and 95 % bootstrap interval.
 
     Columns: anatomy, image, metric, patients, mean, sd, low, high. SD and interval are NaN for a
@@ -43,7 +47,7 @@ def summarise(patients: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     long = patients.melt(id_vars=[*KEYS, "slices"], var_name="metric", value_name="value")
     long = pd.concat([long, long.assign(anatomy=POOLED)]).dropna(subset="value")
     rows = [
-        {"anatomy": anatomy, "image": image, "metric": metric, **_describe(group, seed)}
+        {"anatomy": anatomy, "image": image, "metric": metric, **_describe(group)}
         for (anatomy, image, metric), group in long.groupby(["anatomy", "image", "metric"])["value"]
     ]
     return pd.DataFrame(
@@ -67,24 +71,43 @@ def differences(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     return (ours[metrics] - theirs[metrics]).assign(anatomy=ours["anatomy"])
 
 
-def paired_tests(paired: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def paired_tests(paired: pd.DataFrame) -> pd.DataFrame:
     """Paired tests over patients, for each anatomy and pooled: one row a metric.
 
     Columns: anatomy, metric, patients, mean, sd, low, high (95 % bootstrap of the mean), p
     (Wilcoxon signed rank, two-sided) and p_holm (Holm over the metrics of one anatomy).
     """
     tables = [
-        _test_group(anatomy, group.drop(columns="anatomy"), seed)
+        _test_group(anatomy, group.drop(columns="anatomy"))
         for anatomy, group in [(POOLED, paired), *paired.groupby("anatomy")]
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def bootstrap_means(values: np.ndarray, seed: int = 0, draws: int = 5000) -> np.ndarray:
-    """Means of `draws` samples of patients with replacement: (draws,) float64."""
-    random = np.random.default_rng(seed)
-    picks = random.integers(0, len(values), size=(draws, len(values)))
-    return np.asarray(values, dtype=float)[picks].mean(axis=1)
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the mean by a bootstrap over patients (BCa; Efron 1987).
+
+    values: (n,) one a patient; NaN for fewer than FEWEST, the value itself where all are equal.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < FEWEST:
+        return np.nan, np.nan
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=DRAWS,
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def lower_bound(values: np.ndarray, confidence: float) -> float:
+    """What the mean reaches or exceeds at a confidence in (0.5, 1), one-sided."""
+    return mean_interval(values, 2 * confidence - 1)[0]
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -97,14 +120,18 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def _describe(values: pd.Series, seed: int) -> dict[str, float]:
-    n = len(values)
-    interval = np.percentile(bootstrap_means(values.to_numpy(), seed), [2.5, 97.5])
-    low, high = interval if n > 1 else (np.nan, np.nan)
-    return {"patients": n, "mean": values.mean(), "sd": values.std(), "low": low, "high": high}
+def _describe(values: pd.Series) -> dict[str, float]:
+    low, high = mean_interval(values.to_numpy())
+    return {
+        "patients": len(values),
+        "mean": values.mean(),
+        "sd": values.std(),
+        "low": low,
+        "high": high,
+    }
 
 
-def _test_group(anatomy: str, group: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _test_group(anatomy: str, group: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for metric in group.columns:
         values = group[metric].dropna()
@@ -112,7 +139,7 @@ def _test_group(anatomy: str, group: pd.DataFrame, seed: int) -> pd.DataFrame:
             p = stats.wilcoxon(values).pvalue if values.any() else 1.0
             # One patient is no sample.
             p = p if len(values) > 1 else np.nan
-            rows.append({"anatomy": anatomy, "metric": metric, **_describe(values, seed), "p": p})
+            rows.append({"anatomy": anatomy, "metric": metric, **_describe(values), "p": p})
     table = pd.DataFrame(
         rows, columns=["anatomy", "metric", "patients", "mean", "sd", "low", "high", "p"]
     )

@@ -7,12 +7,13 @@ import pandas as pd
 
 from hqinet.quality import statistics
 from hqinet.quality.metrics import METRICS
-from hqinet.report.page import page_template, patients_of
+from hqinet.report.page import page_template
+from hqinet.report.summary import Summary
 
 SHOWN = ("psnr", "psnr_window", "ssim_window", "rmse", "noise_removed", "edge_sharpness")
 
 
-def write(left: dict[str, Any], right: dict[str, Any], folder: Path) -> pd.DataFrame:
+def write(left: Summary, right: Summary, folder: Path) -> pd.DataFrame:
     """Set two `summary.json` contents side by side in `folder`; returns the paired tests.
 
     Writes `comparison.html` and `comparison.csv`. Differences are right less left, of restored
@@ -26,15 +27,15 @@ def write(left: dict[str, Any], right: dict[str, Any], folder: Path) -> pd.DataF
     means = [
         {
             (row["anatomy"], row["metric"]): row["mean"]
-            for row in side["summary"]
+            for row in side.summary
             if row["image"] == "restored"
         }
         for side in (left, right)
     ]
     page = page_template("comparison.html.j2").render(
-        left=left["provenance"],
-        right=right["provenance"],
-        names=list(left["provenance"]),
+        left=left.provenance,
+        right=right.provenance,
+        names=list(left.provenance),
         shown=SHOWN,
         rows=_rows(*tables),
         tests=tests.to_dict("records"),
@@ -45,8 +46,8 @@ def write(left: dict[str, Any], right: dict[str, Any], folder: Path) -> pd.DataF
     return tests
 
 
-def _restored(summary: dict[str, Any]) -> pd.DataFrame:
-    table = patients_of(summary)
+def _restored(summary: Summary) -> pd.DataFrame:
+    table = summary.table()
     return table[table["image"] == "restored"]
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from hqinet.quality.evaluation import PatientResult
 from hqinet.quality.metrics import METRICS
+from hqinet.quality.noise_spectrum import NoisePower
 
 SHOWN = ("psnr", "psnr_window", "ssim_window", "rmse_body")
 COLOURS = {"low": "#b5651d", "restored": "#1f6f8b"}
@@ -47,16 +47,18 @@ def distributions(patients: pd.DataFrame) -> str:
     return _svg(figure)
 
 
-def noise_power(results: Sequence[PatientResult]) -> str:
-    """The noise power spectrum of every patient's residual, low dose against restored."""
+def noise_power(noise: Sequence[tuple[str, dict[str, NoisePower]]]) -> str:
+    """The noise power spectrum of every patient's residual, low dose against restored.
+
+    noise: a patient's anatomy, and the spectrum of each image.
+    """
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    anatomies = sorted({result.anatomy for result in results})
+    anatomies = sorted({anatomy for anatomy, _ in noise})
     for index, anatomy in enumerate(anatomies):
         axes = figure.add_subplot(1, len(anatomies), index + 1)
-        for result in results:
-            if result.anatomy == anatomy:
-                for image, power in result.noise.items():
-                    axes.semilogy(power.frequency, power.power, color=COLOURS[image], alpha=0.7)
+        for images in (images for of, images in noise if of == anatomy):
+            for image, power in images.items():
+                axes.semilogy(power.frequency, power.power, color=COLOURS[image], alpha=0.7)
         axes.set_title(f"{anatomy}: NPS of image - full dose", fontsize=10)
         axes.set(xlabel="spatial frequency [1/mm]", ylabel="HU² mm²")
         axes.grid(alpha=0.3)

@@ -17,6 +17,8 @@ LEVELS = np.concatenate(
 ).astype(np.float32)
 """HU of each of the 256 codes, ascending."""
 
+CHOSEN_BY = "psnr_window"
+"""The metric that names a patient's best, median and worst slice."""
 MOST_SLICES = 24
 LEAST_SLICES = 7
 """Rather halve the matrix than show fewer slices of a patient than this."""

@@ -14,12 +14,13 @@ import jinja2
 import pandas as pd
 
 from hqinet.quality import statistics
-from hqinet.quality.evaluation import PatientResult
+from hqinet.quality.evaluation import Measured
 from hqinet.quality.gate import Verdict
 from hqinet.quality.metrics import METRICS
 from hqinet.quality.reference import WINDOWS, window_of
 from hqinet.report.figures import distributions, noise_power
-from hqinet.report.key_slices import LEVELS
+from hqinet.report.key_slices import LEVELS, View
+from hqinet.report.summary import Summary, records
 
 PAPER = {
     "l1": {"low": "0.043", "restored": "0.021"},
@@ -32,6 +33,20 @@ PAPER = {
 SUMMARY = "summary.json"
 BYTES_FOR_IMAGES = 18_000_000
 """Of PNG in one report, so that with base64 and tables a report stays under 30 MB."""
+
+
+@dataclass(frozen=True)
+class PatientResult:
+    """What a report shows of one patient.
+
+    views: slices to look at. failure: why the patient could not be restored; None who was.
+    """
+
+    patient: str
+    anatomy: str
+    measured: Measured
+    views: list[View]
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Evaluation:
     @property
     def per_slice(self) -> pd.DataFrame:
         """All slices of all patients, low and restored."""
-        return pd.concat([result.per_slice for result in self.patients], ignore_index=True)
+        return pd.concat([result.measured.per_slice for result in self.patients], ignore_index=True)
 
 
 def write(evaluation: Evaluation, folder: Path) -> pd.DataFrame:
@@ -64,47 +79,41 @@ def write(evaluation: Evaluation, folder: Path) -> pd.DataFrame:
     summary = summarise(evaluation, patients)
     per_slice.to_parquet(folder / "per_slice.parquet", index=False)
     patients.to_csv(folder / "per_patient.csv", index=False)
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), "utf-8")
+    (folder / SUMMARY).write_text(summary.to_json(), "utf-8")
     (folder / "report.html").write_text(_page(evaluation, patients, summary), encoding="utf-8")
     return patients
 
 
-def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> dict[str, Any]:
-    """The content of `summary.json`; undefined numbers are null."""
+def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> Summary:
+    """The content of `summary.json`."""
     low, restored = (patients[patients["image"] == image] for image in ("low", "restored"))
     champion = evaluation.champion
     against_champion = (
         None
         if champion is None
-        else _records(
+        else records(
             statistics.paired_tests(
                 statistics.differences(restored, champion[champion["image"] == "restored"])
             )
         )
     )
-    return {
-        "schema": 1,
-        "provenance": evaluation.provenance,
-        "acquisition": evaluation.acquisition,
-        "patients": _records(patients),
-        "summary": _records(statistics.summarise(patients)),
-        "restored_less_low": _records(
-            statistics.paired_tests(statistics.differences(restored, low))
-        ),
-        "restored_less_champion": against_champion,
-        "left_out": _records(statistics.left_out(evaluation.per_slice)),
-        "noise_power": {
-            result.patient: {name: asdict(power) for name, power in result.noise.items()}
+    return Summary(
+        evaluated_by=evaluation.provenance["evaluated by code"],
+        dataset_digest=evaluation.provenance["dataset digest"],
+        provenance=evaluation.provenance,
+        acquisition=evaluation.acquisition,
+        patients=records(patients),
+        failures={r.patient: r.failure for r in evaluation.patients if r.failure is not None},
+        summary=records(statistics.summarise(patients)),
+        restored_less_low=records(statistics.paired_tests(statistics.differences(restored, low))),
+        restored_less_champion=against_champion,
+        left_out=records(statistics.left_out(evaluation.per_slice)),
+        noise_power={
+            result.patient: {name: asdict(power) for name, power in result.measured.noise.items()}
             for result in evaluation.patients
         },
-        "verdict": None if evaluation.verdict is None else evaluation.verdict.model_dump(),
-    }
-
-
-def patients_of(summary: dict[str, Any]) -> pd.DataFrame:
-    """The `per_patient` table in a `summary.json`; null is NaN again."""
-    table = pd.DataFrame(summary["patients"])
-    return table.astype({name: float for name in METRICS if name in table})
+        verdict=evaluation.verdict,
+    )
 
 
 def page_template(name: str) -> jinja2.Template:
@@ -121,19 +130,20 @@ def page_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: dict[str, Any]) -> str:
+def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: Summary) -> str:
     return page_template("report.html.j2").render(
         provenance=evaluation.provenance,
-        verdict=summary["verdict"],
+        verdict=summary.verdict,
         paper=PAPER,
         metrics=METRICS,
-        summary={(row["anatomy"], row["image"], row["metric"]): row for row in summary["summary"]},
+        summary={(row["anatomy"], row["image"], row["metric"]): row for row in summary.summary},
         anatomies=sorted(patients["anatomy"].unique()),
-        change={(row["anatomy"], row["metric"]): row for row in summary["restored_less_low"]},
+        change={(row["anatomy"], row["metric"]): row for row in summary.restored_less_low},
         rows=_patient_rows(evaluation, patients),
-        left_out=summary["left_out"],
+        left_out=summary.left_out,
+        failures=summary.failures,
         distributions=distributions(patients),
-        noise_power=noise_power(evaluation.patients),
+        noise_power=noise_power([(r.anatomy, r.measured.noise) for r in evaluation.patients]),
         viewer=json.dumps(_viewer(evaluation)),
     )
 
@@ -186,12 +196,9 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
                 ],
             }
             for result in evaluation.patients
+            if result.views
         ],
     }
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return json.loads(table.to_json(orient="records", double_precision=12))
 
 
 def _figure(value: float | None, *, signed: bool = False) -> str:

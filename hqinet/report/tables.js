@@ -21,3 +21,9 @@ function sortable(table) {
 }
 
 document.querySelectorAll("table.sortable").forEach(sortable);
+
+// On a narrow screen rows become cards, and each cell says which column it is of.
+for (const table of document.querySelectorAll(".verdict table, #patients")) {
+  const names = [...table.querySelectorAll("th")].map((cell) => cell.innerText);
+  for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => { cell.dataset.label = names[i]; });
+}

@@ -1,6 +1,7 @@
 """Whole volumes restored in HU, a few slices at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,14 +40,15 @@ def restore(
     """Restore a volume, yielding `(first slice, restored (k, rows, columns) float32 HU)` in order.
 
     Never holds more than `batch` restored slices; the edge slices' missing neighbour is the edge
-    slice itself. Raises InferenceError where the model returns NaN, infinity or another shape.
+    slice itself. Raises InferenceError where the model fails, or returns NaN,
+    infinity or another shape.
     """
     slices = int(low.shape[0])
     for first in range(0, slices, batch):
         windows = read_windows(low, first, min(first + batch, slices))
         with torch.inference_mode():
             parts = pieces(torch.from_numpy(windows).to(device).float())
-            restored = torch.cat([model(part).float().cpu() for part in parts])
+            restored = torch.cat([_restored(model, part, first) for part in parts])
         expected = (len(windows), 1, *low.shape[1:])
         if tuple(restored.shape) != expected:
             raise InferenceError(
@@ -55,6 +57,39 @@ def restore(
         if not restored.isfinite().all():
             raise InferenceError(f"slices from {first}: the model returned NaN or infinity")
         yield first, restored[:, 0].numpy()
+
+
+def restore_to_file(
+    model: HUModel,
+    low: HuVolume,
+    file: Path,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 4,
+) -> NDArray[np.int16]:
+    """Restore a volume into a `.npy` file: int16 HU, rounded as DICOM will hold them.
+
+    Returns the file's array, mapped into memory, (slices, rows, columns). Raises as `restore`.
+    """
+    stored = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=tuple(low.shape))
+    limits = np.iinfo(np.int16)
+    for first, restored in restore(model, low, device=device, batch=batch):
+        stored[first : first + len(restored)] = np.rint(restored.clip(limits.min, limits.max))
+    return stored
+
+
+def _restored(model: HUModel, windows: Tensor, first: int) -> Tensor:
+    try:
+        return model(windows).float().cpu()
+    except torch.OutOfMemoryError:
+        # Of the machine, not of the slices: fewer at once may do.
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        rows, columns = windows.shape[-2:]
+        said = " ".join(str(error).split())[:200]
+        raise InferenceError(
+            f"slices from {first}: the model fails on {rows} x {columns} pixels: {said}"
+        ) from error
 
 
 def pieces(slices: Tensor) -> Sequence[Tensor]:

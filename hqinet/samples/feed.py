@@ -10,17 +10,16 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from hqinet.intensity import AIR_HU
+from hqinet.memory import free_device_memory, free_memory
 from hqinet.noise import noise_level
 from hqinet.samples.sampling import (
     Batch,
@@ -94,25 +93,6 @@ def held_bytes(order: SampleOrder) -> int:
     """Return what the windows of `StreamingFeed` take at most, those read ahead included."""
     rows, columns = (max(sizes) for sizes in zip(order.crop, *order.matrices, strict=True))
     return (order.windows_held + _WINDOWS_AHEAD) * 2 * 3 * 2 * rows * columns
-
-
-def free_device_memory(device: torch.device) -> int:
-    """Return the free bytes of a CUDA device; 0 where device and main memory are one."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of main memory this process may still take, a container's limit heeded."""
-    available = psutil.virtual_memory().available
-    try:
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        statistics = dict(
-            line.split() for line in (cgroup / "memory.stat").read_text().splitlines()
-        )
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return available
-    return max(min(available, limit - used + int(statistics.get("inactive_file", 0))), 0)
 
 
 class Window(NamedTuple):

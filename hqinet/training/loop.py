@@ -21,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hqinet.devices import bf16_is_faster, fitting_batch, pick_device
+from hqinet.devices import DeviceError, bf16_is_faster, pick_device
 from hqinet.networks.hqinet import build
 from hqinet.samples.feed import Span, open_feed
 from hqinet.samples.sampling import Batch, SampleOrder, VolumePair, prepare
 from hqinet.training.checkpoint import remove_drafts, save_checkpoint
 from hqinet.training.interrupts import StopRequest, TrainingError, TrainingInterruptedError
+from hqinet.training.micro_batch import fitting_batch
 from hqinet.training.ranks import Ranks
 from hqinet.training.recipe import Recipe
 from hqinet.training.state import State, fresh_state, resume
@@ -94,7 +95,7 @@ def train(
         logger.warning("there are no validation patients: the last epoch is kept, unjudged")
     try:
         ranks = Ranks.current(pick_device(device))
-    except ValueError as error:
+    except DeviceError as error:
         raise TrainingError(str(error)) from error
     state = fresh_state(recipe, training, validation, ranks.device)
     if ranks.first:

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hqinet.devices import fitting_batch
 from hqinet.training.interrupts import TrainingError
 from hqinet.training.losses import restoration_loss, target
+from hqinet.training.micro_batch import fitting_batch
 from hqinet.training.ranks import Ranks
 from hqinet.training.recipe import Recipe
 from hqinet.training.state import State

@@ -237,10 +237,6 @@ class Registry:
             f"no model version {which!r}; there are {numbers} and the aliases of them"
         )
 
-    def champion(self) -> ModelVersion | None:
-        """The version under the alias champion, if there is one."""
-        return next((row for row in self.versions() if CHAMPION in row.aliases), None)
-
     def model_file(self, version: ModelVersion, into: Path) -> Path:
         """The version's pt2 archive on local disk, for `torch.export.load`."""
         into.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flows import lineage, stores
-from flows.evaluate import EvaluationError, compare, evaluate, evaluation_summary
+from flows import evaluations, lineage, stores
+from flows.evaluate import EvaluationError, compare, evaluate
+from flows.evaluations import PromotionError
 from flows.ingest import ingest
-from flows.promote import PromotionError, promote, rollback_promotion
-from flows.settings import Settings
+from flows.promote import promote, repair, rollback_promotion
+from flows.settings import IngestSettings, Settings
 from storage.dataset.upkeep import import_splits
 from storage.models.registry import DatasetInputs
 
@@ -33,6 +34,14 @@ class Smoother(nn.Module):
         return middle + self.share * (mean - middle)
 
 
+class Fragile(Smoother):
+    """Returns NaN for slices whose first pixel is above 900 HU."""
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        restored = super().forward(hu)
+        return torch.where(hu[:, 1:2, :1, :1] > 900, torch.nan, restored)
+
+
 @pytest.fixture(scope="module")
 def cohort(home, tmp_path_factory, series):
     """Eight patients of fine stripes and noise: some smoothing helps, much of it harms."""
@@ -46,10 +55,13 @@ def cohort(home, tmp_path_factory, series):
             series(f"L20{number}", name, hu=hu.round().astype(np.int16)).write(
                 root / f"L20{number}" / name
             )
-    return ingest(str(root), "water")
+    half = {"train": 0.25, "validation": 0.25, "test": 0.5}
+    return ingest(str(root), "water", IngestSettings(split_targets=half))
 
 
-def register(share: float, patients: list[str] | None = None, **tags: str) -> int:
+def register(
+    share: float, patients: list[str] | None = None, kind: type[Smoother] = Smoother, **tags: str
+) -> int:
     registry = stores.registry()
     snapshot = stores.dataset().snapshot()
     run = registry.start("smoother", {"share": share}, DatasetInputs("x", 1, snapshot.digest))
@@ -62,7 +74,7 @@ def register(share: float, patients: list[str] | None = None, **tags: str) -> in
         "code_version": "1",
     }
     example = np.zeros((2, 3, 40, 48), np.float32)
-    version = registry.register(run, Smoother(share).eval(), example, lineage | tags)
+    version = registry.register(run, kind(share).eval(), example, lineage | tags)
     registry.finish(run)
     return version
 
@@ -80,7 +92,7 @@ def test_who_was_not_evaluated_here_is_refused_and_told_how(champion):
     result = promote(version)
     assert result.verdict == "refused"
     assert f"hqinet evaluate --model {version}" in result.reasons[0]
-    assert stores.registry().champion().version == champion
+    assert evaluations.champion().version == champion
 
 
 def test_an_evaluation_that_was_killed_while_its_summary_was_stored_counts_as_none(champion):
@@ -115,13 +127,13 @@ def test_a_worse_one_is_refused_and_a_better_one_takes_its_place(champion):
     evaluate(str(better))
     result = promote(better)
     assert result.verdict == "promoted", result.reasons
-    assert stores.registry().champion().version == better
+    assert evaluations.champion().version == better
     assert stores.registry().version("previous").version == champion
     assert stores.registry().version(better).tags["rule_gain_over_the_champion"].startswith("pass")
 
     back = rollback_promotion()
-    assert back.candidate == champion
-    assert stores.registry().champion().version == champion
+    assert back.model == champion
+    assert evaluations.champion().version == champion
     history = stores.promotions().read().entries
     assert [row.action for row in history[-2:]] == ["promote", "rollback"]
 
@@ -162,38 +174,58 @@ def test_of_two_promotions_at_once_the_second_is_judged_against_the_first(champi
         thread.join()
     assert sorted(verdicts.values()) == ["promoted", "refused"]
     (winner,) = [version for version, verdict in verdicts.items() if verdict == "promoted"]
-    assert stores.registry().champion().version == winner
+    assert evaluations.champion().version == winner
 
 
 def test_an_alias_that_a_killed_promotion_did_not_move_is_moved_by_the_next(champion):
-    from flows.promote import repair_aliases
-
-    registry, now = stores.registry(), stores.registry().champion().version
+    registry, now = stores.registry(), evaluations.champion().version
     last = stores.promotions().read().last_pass
     assert last.candidate == now
     registry.point("champion", last.champion)
-    repair_aliases.fn(stores.promotions().read())
-    assert registry.champion().version == now
+    repair()
+    assert registry.version("champion").version == now
+
+
+def test_a_verdict_whose_tags_a_killed_promotion_did_not_write_is_written_by_the_next(champion):
+    registry = stores.registry()
+    last = stores.promotions().read().entries[-1]
+    before = registry.version(last.candidate).tags
+    registry._client.delete_model_version_tag("hqinet", str(last.candidate), "verdict")
+    assert "verdict" not in registry.version(last.candidate).tags
+    repair()
+    assert registry.version(last.candidate).tags == before
+
+
+def test_an_evaluation_by_other_code_or_of_another_definition_is_made_anew(champion, monkeypatch):
+    version = register(0.22)
+    evaluate(str(version))
+    snapshot, row = stores.dataset().snapshot(), stores.registry().version(version)
+    assert evaluations.counting(row, snapshot, "test") is not None
+    for name, value in (("DEFINITION", 99), ("code_version", lambda: "another")):
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluations, name, value)
+            assert evaluations.counting(row, snapshot, "test") is None
+            assert f"hqinet evaluate --model {version}" in promote(version).reasons[0]
 
 
 def test_the_champion_is_no_challenger(champion):
     with pytest.raises(PromotionError, match="champion already"):
-        promote(stores.registry().champion().version)
+        promote(evaluations.champion().version)
 
 
 def test_two_reports_stand_side_by_side(champion):
     registry = stores.registry()
     version = register(0.25)
     evaluate(str(version))
-    runs = [registry.version(number).run for number in (champion, version)]
-    page = compare(*runs)
+    page = compare(str(champion), str(version))
     tests = pd.read_csv(page.with_name("comparison.csv")).set_index(["anatomy", "metric"])
-    tables = [pd.DataFrame(evaluation_summary(run, 1, "test")["patients"]) for run in runs]
+    runs = [registry.version(number).run for number in (champion, version)]
+    tables = [evaluations.stored_summary(run, 1, "test").table() for run in runs]
     means = [t[t["image"] == "restored"]["psnr"].mean() for t in tables]
     assert tests.loc[("all", "psnr"), "mean"] == pytest.approx(means[1] - means[0], abs=1e-6)
     assert f"model {version}" in page.read_text()
     with pytest.raises(EvaluationError, match="validation split"):
-        compare(*runs, split="validation")
+        compare(str(champion), str(version), split="validation")
 
 
 @pytest.mark.parametrize("tag", ["training_patients", "validation_patients"])
@@ -208,7 +240,7 @@ def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason
     dataset, registry = stores.dataset(), stores.registry()
     moved = dataset.snapshot().patients("train")[0].patient
     tags = lineage.patient_tags(lineage.PATIENTS, [moved])
-    registry.tag_version(registry.champion().version, tags)
+    registry.tag_version(evaluations.champion().version, tags)
     import_splits(dataset, f"patient,split\n{moved},test\n")
     version = register(0.33)
     evaluate(str(version))
@@ -220,13 +252,13 @@ def test_a_champion_trained_on_what_is_now_a_test_patient_is_named_as_the_reason
 
 def test_a_lost_alias_opens_no_gate(champion):
     registry = stores.registry()
-    now = registry.champion().version
+    now = evaluations.champion().version
     registry._client.delete_registered_model_alias("hqinet", "champion")
     worse = register(0.01)
     evaluate(str(worse))
     result = promote(worse)
     assert (result.verdict, result.champion) == ("refused", now)
-    assert registry.champion().version == now
+    assert registry.version("champion").version == now
 
 
 def test_a_deleted_champion_is_named_and_rollback_passes_over_deleted_ones(champion):
@@ -237,5 +269,33 @@ def test_a_deleted_champion_is_named_and_rollback_passes_over_deleted_ones(champ
     with pytest.raises(PromotionError, match=f"version {line[-1]}, champion by the history"):
         promote(register(0.36))
     back = rollback_promotion()
-    assert back.candidate == line[-2]
-    assert registry.champion().version == line[-2]
+    assert back.model == line[-2]
+    assert evaluations.champion().version == line[-2]
+    assert registry.version("champion").version == line[-2]
+
+
+def test_a_champion_that_cannot_restore_a_new_patient_loses_it_by_name(champion, tmp_path, series):
+    lenient = tmp_path / "lenient.toml"
+    lenient.write_text("margin = -9.0\npatient_loss = 9.0\nanatomy_loss = 9.0\n")
+    fragile = register(0.36, kind=Fragile)
+    evaluate(str(fragile))
+    assert promote(fragile, policy=str(lenient)).verdict == "promoted"
+
+    hu = np.random.default_rng(99).normal(40, 30, (2, 3, 64, 64)).round().astype(np.int16)
+    hu[:, :, 0, 0] = 1000
+    for name, values in zip(("Full Dose Images", "Low Dose Images"), hu, strict=True):
+        series("L300", name, hu=values).write(tmp_path / "more" / name)
+    dataset = stores.dataset()
+    ingest(str(tmp_path / "more"), "more")
+    import_splits(dataset, "patient,split\nL300,test\n")
+    version = register(0.3)
+    report = evaluate(str(version))
+    summary = evaluations.counting(stores.registry().version(fragile), dataset.snapshot(), "test")
+    assert "NaN" in summary.failures["L300"]
+    page = Path(report.report, "report.html").read_text()
+    assert "loses on L300" in page
+    result = promote(version, policy=str(lenient))
+    outcomes = {row["rule"]: row["reason"] for row in result.rules}
+    assert "L300" in outcomes["patients that the champion cannot restore"]
+    assert evaluations.champion().version == (version if result.verdict == "promoted" else fragile)
+    assert all("L300" not in reason for reason in result.reasons if "worse than the ch" in reason)

@@ -3,7 +3,8 @@ import json
 import pandas as pd
 import pytest
 
-from hqinet.quality.gate import Policy, PolicyError, Verdict, judge, load_policy
+from hqinet.quality import gate
+from hqinet.quality.gate import Evidence, Policy, PolicyError, Verdict, load_policy
 from hqinet.quality.reference import TISSUES
 
 LINEAGE = {"commit": "1", "digest": "d", "recipe": "fast", "training_patients": '["A"]'}
@@ -20,6 +21,20 @@ def table(gains: dict[str, float], anatomy: str = "chest", **bias: float) -> pd.
                 | {f"bias_{tissue}": bias.get(tissue, 0.0) for tissue in TISSUES}
             )
     return pd.DataFrame(rows)
+
+
+def judge(
+    policy: Policy,
+    challenger: pd.DataFrame | Evidence,
+    champion: pd.DataFrame | Evidence | None,
+    lineage: dict[str, str],
+) -> Verdict:
+    """The gate on bare tables."""
+    of = [
+        Evidence(side) if isinstance(side, pd.DataFrame) else side
+        for side in (challenger, champion)
+    ]
+    return gate.judge(policy, *of, lineage)
 
 
 def failed(verdict: Verdict) -> set[str]:
@@ -147,3 +162,74 @@ def test_what_nobody_measured_is_refused_with_no_figure():
     assert outcomes["no patient worse than low dose"].figure is None
     assert "A, B, C, D" in outcomes["gain over the champion"].reason
     json.dumps(verdict.model_dump(), allow_nan=False)
+
+
+def unrestored(patient: str, gains: dict[str, float] = GOOD) -> Evidence:
+    """A version that could not restore one patient."""
+    rows = table(gains)
+    lost = (rows["patient"] == patient) & (rows["image"] == "restored")
+    rows.loc[lost, ["psnr", *(f"bias_{tissue}" for tissue in TISSUES)]] = float("nan")
+    return Evidence(rows, {patient: "the model returned NaN or infinity"})
+
+
+def test_a_champion_that_cannot_restore_a_new_patient_loses_it_by_name():
+    verdict = judge(POLICY, table(plus(0.5)), unrestored("C"), LINEAGE)
+    assert verdict.passed
+    reasons = {outcome.rule: outcome.reason for outcome in verdict.outcomes}
+    assert "C: the model returned NaN" in reasons["patients that the champion cannot restore"]
+    assert failed(judge(POLICY, table(plus(0.0)), unrestored("C"), LINEAGE)) == {
+        "gain over the champion"
+    }
+
+
+def test_a_champion_that_restores_nobody_leaves_low_dose_to_beat():
+    nobody = table(GOOD)
+    nobody.loc[nobody["image"] == "restored", "psnr"] = float("nan")
+    assert judge(POLICY, table(GOOD), nobody, LINEAGE).passed
+    idle = table(dict.fromkeys(GOOD, 0.0))
+    assert failed(judge(POLICY, idle, nobody, LINEAGE)) == {"gain over low dose"}
+
+
+def test_a_challenger_that_cannot_restore_a_patient_is_refused_with_the_reason():
+    verdict = judge(POLICY, unrestored("B"), table(GOOD), LINEAGE)
+    assert {"no patient worse than low dose", "gain over the champion"} <= failed(verdict)
+    assert any("B: the model returned NaN" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("tissue", list(TISSUES))
+def test_a_bias_that_cannot_be_measured_is_no_pass(tissue):
+    challenger = table(GOOD)
+    challenger.loc[challenger["image"] == "restored", f"bias_{tissue}"] = float("nan")
+    verdict = judge(POLICY, challenger, None, LINEAGE)
+    assert failed(verdict) == {f"HU bias in {tissue}"}
+    json.dumps(verdict.model_dump(), allow_nan=False)
+
+
+def test_a_bias_in_a_tissue_that_nobody_has_is_not_applicable_and_said():
+    challenger = table(GOOD).assign(bias_bone=float("nan"))
+    verdict = judge(POLICY, challenger, None, LINEAGE)
+    assert verdict.passed
+    (bone,) = [outcome for outcome in verdict.outcomes if outcome.rule == "HU bias in bone"]
+    assert (bone.word, bone.applicable) == ("not applicable", False)
+
+
+def test_one_patient_promotes_nobody(tmp_path):
+    assert load_policy("default").patients == 3
+    assert load_policy("demo").patients == 2
+    file = tmp_path / "lax.toml"
+    file.write_text("patients = 1")
+    with pytest.raises(PolicyError, match="patients"):
+        load_policy(str(file))
+    assert {"enough patients", "gain over low dose"} <= failed(
+        judge(Policy(patients=2), table({"A": 9.0}), None, LINEAGE)
+    )
+
+
+def test_a_partial_table_of_biases_keeps_the_other_tissues(tmp_path):
+    file = tmp_path / "bone.toml"
+    file.write_text("[hu_bias]\nbone = 5.0")
+    limits = load_policy(str(file)).hu_bias
+    assert (limits.bone, limits.lung, limits.fat, limits.soft) == (5.0, 15.0, 10.0, 10.0)
+    file.write_text("[hu_bias]\nliver = 5.0")
+    with pytest.raises(PolicyError, match="liver"):
+        load_policy(str(file))

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -74,14 +74,25 @@ def test_paired_test_is_scipys_and_corrected_by_holm():
     assert sorted(chest["p_holm"]) == pytest.approx([min(2 * smaller, 1), max(larger, 2 * smaller)])
 
 
-def test_bootstrap_interval_covers_the_mean():
+def test_the_interval_of_a_mean_covers_it():
     random = np.random.default_rng(1)
     covered = 0
-    for _ in range(200):
-        means = statistics.bootstrap_means(random.normal(5, 2, 25), draws=500)
-        low, high = np.percentile(means, [2.5, 97.5])
+    for _ in range(40):
+        low, high = statistics.mean_interval(random.normal(5, 2, 25))
         covered += low <= 5 <= high
-    assert 0.86 < covered / 200 < 0.99
+    assert 34 < covered <= 40
+
+
+def test_an_interval_needs_two_patients_and_is_a_point_where_all_agree():
+    assert np.isnan(statistics.mean_interval(np.array([3.0]))).all()
+    assert statistics.mean_interval(np.array([3.0, 3.0, 3.0])) == (3.0, 3.0)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=2, max_size=8))
+def test_a_lower_bound_lies_among_the_patients_and_falls_with_confidence(values):
+    sure, surer = (statistics.lower_bound(np.array(values), level) for level in (0.8, 0.95))
+    assert min(values) - 1e-9 <= surer <= sure + 1e-9 <= max(values) + 1e-8
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

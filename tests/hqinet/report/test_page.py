@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from playwright.sync_api import Page, sync_playwright
 
 from hqinet.quality import gate, statistics
-from hqinet.quality.evaluation import evaluate_patient
+from hqinet.quality.evaluation import measure_patient, measure_unrestored
 from hqinet.report import page as report
-from hqinet.report.key_slices import LEVELS
+from hqinet.report.key_slices import CHOSEN_BY, LEVELS, choose_slices, keep_views
+from hqinet.report.summary import load_summary
+from hqinet.restoration.restore import restore_to_file
 from hqinet.samples.sampling import VolumePair
 
 SIZE, SLICES, BATCH = 64, 10, 4
@@ -37,24 +39,29 @@ def patient(number: int, anatomy: str, size: int = SIZE, slices: int = SLICES) -
     return VolumePair(f"P{number}", anatomy, low.astype(np.int16), full.astype(np.int16))
 
 
+CPU = torch.device("cpu")
+
+
+def result(pair: VolumePair, folder: Path, batch: int = BATCH) -> report.PatientResult:
+    restored = restore_to_file(smoothed, pair.low, folder / f"{pair.patient}.npy", batch=batch)
+    measured = measure_patient(pair, restored, spacing=(0.7, 0.7), device=CPU, batch=batch)
+    slices = measured.per_slice
+    quality = slices[slices["image"] == "restored"][CHOSEN_BY].to_numpy()
+    views = keep_views(pair, restored, choose_slices(quality), 400_000)
+    return report.PatientResult(pair.patient, pair.anatomy, measured, views)
+
+
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory) -> report.Evaluation:
     results = [
-        evaluate_patient(
-            patient(number, anatomy),
-            smoothed,
-            spacing=(0.7, 0.7),
-            device=torch.device("cpu"),
-            batch=BATCH,
-            scratch=tmp_path_factory.mktemp("scratch"),
-            budget=400_000,
-        )
+        result(patient(number, anatomy), tmp_path_factory.mktemp("scratch"))
         for number, anatomy in enumerate(["chest", "abdomen", "chest"])
     ]
-    table = statistics.per_patient(pd.concat([r.per_slice for r in results]))
+    table = statistics.per_patient(pd.concat([r.measured.per_slice for r in results]))
     champion = table.assign(psnr=table["psnr"] - 0.25)
     lineage = {"commit": "4", "recipe": "<script>alert(1)</script>"}
-    verdict = gate.judge(gate.load_policy("default"), table, champion, lineage)
+    evidence = gate.Evidence(table), gate.Evidence(champion)
+    verdict = gate.judge(gate.load_policy("default"), *evidence, lineage)
     provenance = {
         "data": "",
         "model version": "7",
@@ -62,6 +69,7 @@ def evaluation(tmp_path_factory) -> report.Evaluation:
         "split": "test",
         "dataset commit": "4",
         "dataset digest": "0123abcd",
+        "evaluated by code": "0.1.0",
     }
     acquired = {result.patient: "GE, kernel soft, 10% dose" for result in results}
     return report.Evaluation(provenance, acquired, results, champion, verdict)
@@ -128,25 +136,52 @@ def test_tables_agree_with_one_another(folder, evaluation):
     assert summary["verdict"]["passed"] is evaluation.verdict.passed
 
 
+def test_a_summary_is_read_again_as_it_was_written(folder, evaluation):
+    text = (folder / "summary.json").read_text()
+    summary = load_summary(text)
+    table = statistics.per_patient(evaluation.per_slice)
+    pd.testing.assert_frame_equal(summary.table(), table, check_dtype=False)
+    assert summary.evidence().failures == {}
+    assert summary.verdict == evaluation.verdict
+    assert summary.to_json() == text
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda text: text[:-200], lambda text: text.replace('"schema": 2', '"schema": 1')],
+)
+def test_half_a_summary_or_one_of_another_schema_is_none(folder, spoil):
+    assert load_summary(spoil((folder / "summary.json").read_text())) is None
+
+
+def test_who_could_not_be_restored_is_named_with_the_reason(evaluation, tmp_path):
+    pair = patient(5, "chest")
+    measured = measure_unrestored(pair, spacing=(0.7, 0.7), device=CPU, batch=BATCH)
+    lost = report.PatientResult("P5", "chest", measured, [], "the model returned NaN")
+    provenance, acquired = evaluation.provenance, evaluation.acquisition | {"P5": "GE"}
+    whole = report.Evaluation(provenance, acquired, [*evaluation.patients, lost], None, None)
+    patients = report.write(whole, tmp_path)
+    row = patients[patients["patient"] == "P5"].set_index("image")["psnr"]
+    assert np.isfinite(row["low"])
+    assert np.isnan(row["restored"])
+    summary = load_summary((tmp_path / "summary.json").read_text())
+    assert summary.failures == {"P5": "the model returned NaN"}
+    assert "could not be restored" in (tmp_path / "report.html").read_text()
+
+
 def test_memory_bounded_pieces_give_the_numbers_of_the_whole(evaluation, tmp_path):
-    whole = evaluate_patient(
-        patient(0, "chest"),
-        smoothed,
-        spacing=(0.7, 0.7),
-        device=torch.device("cpu"),
-        batch=SLICES,
-        scratch=tmp_path,
-        budget=400_000,
-    )
-    pieces = evaluation.patients[0].per_slice.sort_values(["image", "slice"], ignore_index=True)
+    whole = result(patient(0, "chest"), tmp_path, SLICES).measured
+    parts = evaluation.patients[0].measured
+    pieces = parts.per_slice.sort_values(["image", "slice"], ignore_index=True)
     together = whole.per_slice.sort_values(["image", "slice"], ignore_index=True)
     pd.testing.assert_frame_equal(pieces, together, rtol=1e-4)
-    assert whole.noise["low"].power == pytest.approx(evaluation.patients[0].noise["low"].power)
+    assert whole.noise["low"].power == pytest.approx(parts.noise["low"].power)
 
 
 def test_views_are_chosen_by_number(evaluation):
     result = evaluation.patients[0]
-    restored = result.per_slice[result.per_slice["image"] == "restored"]
+    slices = result.measured.per_slice
+    restored = slices[slices["image"] == "restored"]
     quality = restored.set_index("slice")["psnr_window"]
     labels = {view.label: view.index for view in result.views if view.label}
     assert labels["best"] == quality.idxmax()
@@ -156,8 +191,6 @@ def test_views_are_chosen_by_number(evaluation):
 def test_twenty_patients_stay_under_30_mb(tmp_path):
     noisy = patient(1, "chest", size=512, slices=30)
     budget = report.BYTES_FOR_IMAGES // 20
-    from hqinet.report.key_slices import keep_views
-
     views = keep_views(noisy, noisy.low, {0: "best", 15: "median", 29: "worst"}, budget)
     size = sum(len(png) for view in views for png in view.images.values())
     assert size * 20 * 4 / 3 < 28e6
@@ -278,3 +311,17 @@ def test_no_console_error_and_nothing_from_a_network(page, folder):
     assert page.messages == []
     assert {re.split(r"[:/]", url)[0] for url in page.requested} <= {"file", "data"}
     assert len([url for url in page.requested if url.startswith("file")]) == 1
+
+
+@pytest.mark.parametrize("width", [1280, 800, 420])
+def test_nothing_is_cut_off_on_a_narrow_screen(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll(".verdict td, .verdict th, #patients td")]
+        .filter(cell => cell.getBoundingClientRect().right > innerWidth + 1)
+        .map(cell => cell.innerText)"""
+    )
+    overflow = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    page.set_viewport_size({"width": 1300, "height": 900})
+    assert beyond == []
+    assert overflow <= 0

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from hqinet.samples.feed import (
     ResidentFeed,
     StreamingFeed,
     choose_place,
-    free_memory,
     open_feed,
 )
 from hqinet.samples.sampling import Draw, SampleOrder, VolumePair
@@ -193,14 +191,3 @@ def test_stated_need_is_what_the_volumes_take() -> None:
     resident = ResidentFeed(of, stream, CPU)
     held = sum(v.numel() * v.element_size() for v in [*resident.low, *resident.full])
     assert feed.resident_bytes(of, stream.crop) == held
-
-
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    unlimited = free_memory(tmp_path)
-    assert unlimited > 0
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("600\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 200\n")
-    assert free_memory(tmp_path) > 10**6
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert free_memory(tmp_path) == 600

@@ -1,0 +1,76 @@
+"""How much memory a process may still take, whatever limits it: machine, container or batch job."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
+
+class _Names(NamedTuple):
+    """Files of one version of cgroups."""
+
+    limit: str
+    used: str
+    cache: str
+    """Key in `memory.stat` of the page cache that gives way."""
+
+
+_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Names("memory.max", "memory.current", "inactive_file")
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Return the free bytes of a CUDA device; 0 where device and main memory are one."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def free_memory(mount: Path = _CGROUPS, own: Path = _OWN) -> int:
+    """Return the bytes of main memory that this process may still take.
+
+    The limits of its own cgroup and of all above it count, in both versions of cgroups: SLURM sets
+    one on each job, below the machine's root.
+
+    mount: where cgroups are mounted. own: the kernel's list of the process's cgroups.
+    """
+    rooms = [_room(folder, names) for folder, names in _groups(mount, own)]
+    limits = [room for room in rooms if room is not None]
+    return max(min([psutil.virtual_memory().available, *limits]), 0)
+
+
+def _groups(mount: Path, own: Path) -> Iterator[tuple[Path, _Names]]:
+    """Yield the folders of the process's memory cgroups, up to the root of their mount."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = mount, _V2
+        elif "memory" in controllers.split(","):
+            root, names = mount / "memory", _V1
+        else:
+            continue
+        # In a container the path may be the host's, of which the mount shows the last part only:
+        # folders that are not there are passed over, and the root always counts.
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            yield folder, names
+            if folder == root:
+                break
+
+
+def _room(group: Path, names: _Names) -> int | None:
+    """Return what a cgroup may still take in bytes; None without a limit."""
+    try:
+        limit = int((group / names.limit).read_text())
+        used = int((group / names.used).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # not there, or no limit ("max")
+        return None
+    return limit - used + int(statistics.get(names.cache, 0))
