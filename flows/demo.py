@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flows import stores
+from flows.errors import FlowError
 from flows.pipeline import PipelineResult, pipeline
 from flows.settings import Settings
 from hqinet.physics import phantoms
@@ -39,7 +40,7 @@ NOTICE = (
 )
 
 
-class DemoError(StorageError):
+class DemoError(FlowError):
     """A demonstration that must not run here; one line that says why."""
 
 

@@ -14,6 +14,8 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import lineage, stores
+from flows.compute.progress import announce
+from flows.errors import FlowError
 from flows.evaluations import artifact, counting, judge, rival_of, stored_summary
 from flows.settings import EvaluateSettings, Settings
 from hqinet.devices import pick_device
@@ -27,7 +29,6 @@ from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel, InferenceError, restore_to_file
 from hqinet.samples.sampling import VolumePair
 from storage.dataset.versions import PatientRow, Snapshot
-from storage.errors import StorageError
 from storage.ingest.cohort import SYNTHETIC
 from storage.models.registry import ModelVersion
 from storage.provenance import code_version
@@ -35,7 +36,7 @@ from storage.provenance import code_version
 DEFAULTS = Settings().evaluate
 
 
-class EvaluationError(StorageError):
+class EvaluationError(FlowError):
     """An evaluation that must not be made; one line that says why."""
 
 
@@ -132,7 +133,7 @@ def restore_and_measure(
             pair, spacing=row.spacing[1:], device=device, batch=settings.batch
         )
         result = report.PatientResult(row.patient, row.anatomy, measured, [], str(error))
-    get_run_logger().info("%s: %s", row.patient, result.failure or f"{row.slices} slices")
+    announce(f"{row.patient}: {result.failure or 'restored and measured'} ({row.slices} slices)")
     return result
 
 

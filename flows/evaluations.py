@@ -4,12 +4,12 @@ import tempfile
 from pathlib import Path
 
 from flows import lineage, stores
+from flows.errors import FlowError
 from hqinet.quality import gate
 from hqinet.quality.metrics import DEFINITION
 from hqinet.report.page import SUMMARY
 from hqinet.report.summary import Summary, load_summary
 from storage.dataset.versions import Snapshot
-from storage.errors import StorageError
 from storage.models.promotions import History
 from storage.models.registry import ModelVersion
 from storage.provenance import code_version
@@ -18,7 +18,7 @@ SPLIT = "test"
 """Promotion is judged on patients that no training has seen."""
 
 
-class PromotionError(StorageError):
+class PromotionError(FlowError):
     """A promotion that cannot be judged or made; one line that says what to do."""
 
 

@@ -5,16 +5,36 @@ scheduled run and a run by hand on one machine meet in the same place. *What* to
 parameter, so that Prefect's page shows it as a filled form.
 """
 
+import os
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from dask.utils import parse_bytes
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flows.errors import FlowError
 from flows.operations.home import DEFAULT
 from storage.dataset.splits import TARGETS, Split
 from storage.dicom.series import Limits
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OTHER_VARIABLES = ("HQINET_FETCH_ENDPOINT", "HQINET_PSEUDONYM_KEY", "HQINET_REAL_DATA")
+"""Read elsewhere: an option of `fetch`, the pseudonyms' secret, and the tests' data."""
+
+
+class SettingsError(FlowError):
+    """A variable HQINET_* that says nothing, or nothing possible; one line that names it."""
 
 
 class Section(BaseModel):
@@ -78,7 +98,7 @@ class ClusterSettings(Section):
 class TrainSettings(Section):
     """How a training run uses the machine; what it learns is the recipe's business."""
 
-    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$", description="Where to compute.")
+    device: Device = Field("auto", description="Where to compute.")
     processes: int = Field(
         1, ge=1, description="Training processes on this machine; one for each GPU."
     )
@@ -90,7 +110,7 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """How volumes are restored and measured."""
 
-    device: str = Field("auto", pattern="^(auto|cpu|cuda|mps)$", description="Where to compute.")
+    device: Device = Field("auto", description="Where to compute.")
     batch: int = Field(8, ge=1, description="Slices restored at once; bounds the memory.")
 
 
@@ -108,6 +128,20 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_variable(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - pydantic's own
+        """Name the variable of each mistake, and refuse variables that no setting reads."""
+        require_known_variables(os.environ)
+        try:
+            return handler(data)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{variable(*row['loc'])}: {row['msg']} (got {row['input']!r})"
+                for row in error.errors()
+            )
+            raise SettingsError(problems) from error
 
     @property
     def dataset_url(self) -> str:
@@ -128,3 +162,29 @@ class Settings(BaseSettings):
     def scratch(self) -> Path:
         """Volumes under construction and Dask's spill; safe to delete when nothing runs."""
         return self.home.absolute() / "scratch"
+
+
+def variable(*path: str | int) -> str:
+    """The variable of a setting: `train`, `device` is HQINET_TRAIN__DEVICE."""
+    return "HQINET_" + "__".join(str(part).upper() for part in path)
+
+
+def variables(section: type[BaseModel] = Settings, *path: str) -> Iterator[tuple[str, bool]]:
+    """All variables that the settings read, and whether each is a table with keys of its own."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        yield variable(*path, name), get_origin(kind) is dict
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from variables(kind, *path, name)
+
+
+def require_known_variables(environment: Mapping[str, str]) -> None:
+    """Raise SettingsError for a variable HQINET_* that nothing reads, naming the nearest one."""
+    known = {*(name for name, _ in variables()), *OTHER_VARIABLES}
+    tables = tuple(f"{name}__" for name, table in variables() if table)
+    for name in sorted(environment):
+        if name.startswith("HQINET_") and name not in known and not name.startswith(tables):
+            near = get_close_matches(name, known, n=1, cutoff=0.0)
+            raise SettingsError(
+                f"{name} is no setting: did you mean {near[0]}? (flows/settings.py has them all)"
+            )

@@ -1,9 +1,14 @@
 """The training flow: a pinned commit and a recipe become a run and a registered model version."""
 
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from uuid import UUID
@@ -26,7 +31,7 @@ from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.loop import BEST, CHECKPOINT
 from hqinet.training.recipe import Recipe, load_recipe
-from storage.errors import DatasetError
+from storage.errors import DatasetError, StorageError
 from storage.models.registry import DatasetInputs
 from storage.provenance import code_version
 
@@ -36,6 +41,10 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that ask for a stop; a terminal sends the last when it closes."""
 PATIENCE = 3600
 """Seconds that processes told to stop may take to end their step and save."""
+
+
+class AlreadyTrainingError(TrainingError):
+    """Another process trains this run."""
 
 
 class LostProcessError(HqinetError):
@@ -75,7 +84,13 @@ def train(
     """
     job = reopen_run(resume, settings) if resume else open_run(recipe, overrides, commit, settings)
     fit.with_options(retries=settings.retries)(job, settings.processes)
-    return register(job)
+    try:
+        return register(job)
+    except StorageError as error:
+        raise StorageError(
+            f"run {job.run} is trained and could not be registered: {error}; "
+            f"`hqinet train --resume {job.run}` registers it"
+        ) from error
 
 
 @task(cache_policy=NO_CACHE)
@@ -129,22 +144,64 @@ def fit(job: Job, processes: int) -> None:
     """Train, from the checkpoint if there is one: a retry of this task goes on, not back."""
     artifact = create_progress_artifact(progress=0.0, key="training", description=f"run {job.run}")
     try:
-        with stores.registry().watch_system(job.run):
+        with held(job.folder), watched(job.run):
             if processes == 1:
                 with Display(artifact) as display:
                     training_job.run(job, display)
             else:
                 fit_distributed(job, processes, artifact)
+    except AlreadyTrainingError:
+        raise
     except KeyboardInterrupt:
-        stores.registry().finish(job.run, "KILLED")
+        close_run(job.run, "KILLED")
         raise
     except TrainingInterruptedError as error:
-        stores.registry().finish(job.run, "KILLED")
+        close_run(job.run, "KILLED")
         message = f"{error}: `hqinet train --resume {job.run}`"
         raise TrainingInterruptedError(message) from error
     except Exception:
-        stores.registry().finish(job.run, "FAILED")
+        close_run(job.run, "FAILED")
         raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Let no other process train in a run's folder meanwhile.
+
+    Raises AlreadyTrainingError, naming the process that does. The system gives the lock back when
+    its process dies.
+    """
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise AlreadyTrainingError(
+                f"run {folder.name} is being trained already, by {file.read() or 'another process'}"
+                ": wait for it, or stop it first"
+            ) from error
+        file.truncate(0)
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+        file.flush()
+        yield
+
+
+@contextmanager
+def watched(run: str) -> Iterator[None]:
+    """Log the machine's use to the run, where MLflow takes it; training does not wait for that."""
+    with ExitStack() as stack:
+        with suppress(StorageError):
+            stack.enter_context(stores.registry().watch_system(run))
+        yield
+
+
+def close_run(run: str, status: str) -> None:
+    """Close a run that failed; that MLflow does not answer must not hide why it did."""
+    try:
+        stores.registry().finish(run, status)
+    except StorageError as error:
+        get_run_logger().warning("run %s could not be closed as %s: %s", run, status, error)
 
 
 def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
@@ -172,8 +229,8 @@ def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
 
     # A hangup that `nohup` has turned off stays so. Ctrl-C, which a script turns off for what runs
     # in its background, is heeded, as in one process: a child ignores what is ignored here.
-    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    asked = [number for number in STOPS if number != signal.SIGHUP or not deaf]
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    asked = [number for number in STOPS if number != signal.SIGHUP or not ignored]
     before = {number: signal.signal(number, stop) for number in asked}
     try:
         # A group of its own, which the terminal's signals do not reach.

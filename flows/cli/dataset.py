@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Commit, Home, Json, enter
+from flows.cli.options import Commit, Home, Json, enter, require
 from flows.operations import home as homes
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="List, remove nothing.")
 @app.command()
 def show(commit: Commit = None, home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     """The patients of a commit."""
+    require(home)
     enter(home)
     from flows import stores
     from flows.cli import output
@@ -41,6 +42,7 @@ def show(commit: Commit = None, home: Home = homes.DEFAULT, as_json: Json = Fals
 @app.command()
 def log(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     """The commits, newest first."""
+    require(home)
     enter(home)
     from flows import stores
     from flows.cli import output
@@ -75,6 +77,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """What one commit has that another has not, by patient."""
+    require(home)
     enter(home)
     from flows import stores
     from flows.cli import output
@@ -99,6 +102,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that every volume of a commit is there and whole; exits 1 if one is not."""
+    require(home)
     enter(home)
     from flows import stores
     from flows.cli import output
@@ -126,6 +130,7 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make a new commit with the rows of an old one; nothing is lost, no split is forgotten."""
+    require(home)
     enter(home)
     from flows import stores
     from flows.cli import output
@@ -148,6 +153,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Remove volumes that no commit ever named, and what killed runs left."""
+    require(home)
     enter(home)
     from datetime import timedelta
 
@@ -179,6 +185,7 @@ def export_splits(
     as_json: Json = False,
 ) -> None:
     """Write `patient,split` of every patient that has one."""
+    require(home)
     enter(home)
     from flows import stores
     from flows.cli import output

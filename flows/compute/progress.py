@@ -1,5 +1,6 @@
 """How far a training run is: a bar on the terminal and a progress artifact on Prefect's page."""
 
+from contextlib import suppress
 from time import monotonic
 from typing import Self
 from uuid import UUID
@@ -10,6 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_UPDATES = 5.0
 """Of the artifact, each of which is a request to the server."""
+SECONDS_TO_JUDGE_PACE = 20.0
+LONG_HOURS = 0.5
+"""Of training that its user is told of."""
+
+
+def announce(line: str) -> None:
+    """Say how far a long piece of work is: on standard error, which may be a file."""
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -28,7 +37,8 @@ class Display:
         )
         self._task = self._bar.add_task("training", total=1, numbers="")
         self._artifact = artifact
-        self._updated = monotonic()
+        self._started = self._updated = monotonic()
+        self._announced, self._first = False, 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -40,7 +50,23 @@ class Display:
     def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         """Take note of a step."""
         numbers = f"loss {metrics['loss']:.4g}  {metrics['samples_per_second']:.0f} samples/s"
+        self._first = self._first or step
         self._bar.update(self._task, completed=step, total=steps, numbers=numbers)
-        if step >= steps or monotonic() - self._updated > SECONDS_BETWEEN_UPDATES:
-            update_progress_artifact(artifact_id=self._artifact, progress=100 * step / steps)
-            self._updated = monotonic()
+        now = monotonic()
+        if not self._announced and now - self._started > SECONDS_TO_JUDGE_PACE:
+            self._announced = True
+            self._announce(step - self._first, steps - step, now - self._started)
+        if step >= steps or now - self._updated > SECONDS_BETWEEN_UPDATES:
+            # Observation never ends a training; the next one may do.
+            with suppress(Exception):
+                update_progress_artifact(artifact_id=self._artifact, progress=100 * step / steps)
+            self._updated = now
+
+    def _announce(self, done: int, left: int, seconds: float) -> None:
+        """Say it where training will take long: better known now than tomorrow."""
+        hours = seconds / max(done, 1) * left / 3600
+        if hours >= LONG_HOURS:
+            announce(
+                f"training: {left} more steps take about {hours:.1f} hours at this pace; "
+                "`--set schedule.max_minutes=N` ends it sooner, Ctrl-C saves it"
+            )

@@ -7,6 +7,7 @@ progress artifact on Prefect's page.
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
@@ -16,9 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from flows import stores
+from flows.compute.observations import Observations
 from flows.compute.progress import Display
 from flows.settings import Settings
-from hqinet.devices import pick_device
+from hqinet.devices import DeviceError, pick_device
 from hqinet.report.pictures import panel, save_curves
 from hqinet.samples.sampling import VolumePair
 from hqinet.training import loop as training
@@ -27,11 +29,11 @@ from hqinet.training.recipe import Recipe
 from storage.dataset.versions import Snapshot
 from storage.dataset.volumes import folder_name
 from storage.errors import DatasetError, StorageError
-from storage.models.registry import MetricBuffer, Registry
 
 REASONS: dict[str, type[Exception]] = {
     "stopped.txt": TrainingInterruptedError,
     "error.txt": TrainingError,
+    "device.txt": DeviceError,
     "damaged.txt": DatasetError,
     "store.txt": StorageError,
 }
@@ -54,6 +56,21 @@ class Job(BaseModel):
         return Settings().runs / self.run
 
 
+class Unobserved:
+    """What the other ranks of a distributed run report to: nobody, and it is never called."""
+
+    def on_step(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Take no note."""
+
+    def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Take no note."""
+
+    def on_images(
+        self, epoch: int, patient: str, low: np.ndarray, restored: np.ndarray, full: np.ndarray
+    ) -> None:
+        """Take no note."""
+
+
 class Progress(Protocol):
     """Is told how far a run is: step of steps, and the numbers of that step."""
 
@@ -61,27 +78,25 @@ class Progress(Protocol):
         """Take note."""
 
 
-class MlflowObserver:
-    """Writes what training reports to the run, in batches, and passes progress on."""
+class RunObserver:
+    """Notes what training reports, for MLflow, and passes progress on."""
 
     def __init__(
-        self, registry: Registry, job: Job, anatomies: dict[str, str], progress: Progress
+        self, observations: Observations, job: Job, anatomies: dict[str, str], progress: Progress
     ) -> None:
         """`anatomies`: patient to anatomy, for the window of validation images."""
-        self._registry, self._job, self._progress = registry, job, progress
-        self._buffer = MetricBuffer(registry, job.run)
+        self._observations, self._job, self._progress = observations, job, progress
         self._anatomies = anatomies
 
     def on_step(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         """Take a step's metrics."""
-        self._buffer.add(step, metrics)
+        self._observations.metrics(step, metrics)
         self._progress(step, steps, metrics)
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Take an epoch's metrics, with all steps before it."""
+        """Take an epoch's metrics."""
         # Patients' IDs stand in some names; MLflow takes fewer characters than DICOM.
-        self._buffer.add(epoch, {_safe(name): value for name, value in metrics.items()})
-        self._buffer.flush()
+        self._observations.metrics(epoch, {_safe(name): value for name, value in metrics.items()})
 
     def on_images(
         self, epoch: int, patient: str, low: np.ndarray, restored: np.ndarray, full: np.ndarray
@@ -92,11 +107,7 @@ class MlflowObserver:
         path = self._job.folder / "images" / f"epoch-{epoch:04d}-{folder_name(patient)}.png"
         path.parent.mkdir(exist_ok=True)
         panel(low, restored, full, self._anatomies[patient]).save(path)
-        self._registry.log_file(self._job.run, path, "validation")
-
-    def close(self) -> None:
-        """Write what is still kept."""
-        self._buffer.flush()
+        self._observations.file(path, "validation")
 
 
 def _safe(name: str) -> str:
@@ -107,10 +118,14 @@ def _safe(name: str) -> str:
 def run(job: Job, progress: Progress) -> None:
     """Train as the job says; the run's folder then holds the checkpoints and the curves."""
     snapshot = stores.dataset().snapshot(job.commit)
-    registry = stores.registry()
     anatomies = {row.patient: row.anatomy for row in snapshot.patients()}
-    observer = MlflowObserver(registry, job, anatomies, progress)
-    try:
+    observed: AbstractContextManager[Observations | None] = (
+        Observations(job.folder, job.run, stores.registry) if first_rank() else nullcontext()
+    )
+    with observed as observations:
+        observer = (
+            RunObserver(observations, job, anatomies, progress) if observations else Unobserved()
+        )
         trained = training.train(
             job.recipe,
             pairs(snapshot, "train"),
@@ -119,11 +134,9 @@ def run(job: Job, progress: Progress) -> None:
             device=job.device,
             observer=observer,
         )
-    finally:
-        observer.close()
-    if first_rank():
-        save_curves(trained.history, job.folder / "curves.png")
-        registry.log_file(job.run, job.folder / "curves.png")
+        if observations:
+            save_curves(trained.history, job.folder / "curves.png")
+            observations.file(job.folder / "curves.png")
 
 
 def pairs(snapshot: Snapshot, split: str) -> list[VolumePair]:
@@ -143,12 +156,8 @@ def main() -> None:
     """One rank of a distributed run; what stopped it stands in a file of REASONS for its parent."""
     file, artifact = Path(sys.argv[1]), UUID(sys.argv[2])
     job = Job.model_validate_json(file.read_text())
-    on_gpu = pick_device(job.device).type == "cuda"
-    if on_gpu:
-        # What NCCL gathers goes through the current device, which would be the first for all.
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
+        join_ranks(job.device)
         with Display(artifact) as display:
             run(job, display)
     except tuple(REASONS.values()) as error:
@@ -156,7 +165,17 @@ def main() -> None:
         (job.folder / file).write_text(str(error))
         raise
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def join_ranks(device: str) -> None:
+    """Meet the other processes of the run. Raises DeviceError for a device that is not here."""
+    on_gpu = pick_device(device).type == "cuda"
+    if on_gpu:
+        # What NCCL gathers goes through the current device, which would be the first for all.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
 
 
 if __name__ == "__main__":

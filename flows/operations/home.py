@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from storage.errors import StorageError
+from flows.errors import FlowError
 
 DEFAULT = Path("hqinet-home")
 
@@ -32,19 +32,36 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+class HomeError(FlowError):
+    """A folder that cannot be the home, or is none; one line that says what to do."""
+
+
 def enter(home: Path) -> Path:
     """Make `home` the home of this process and its children; returns it as an absolute path.
 
     Raises:
-        StorageError: its path has a sign that means something else in a database's URL.
+        HomeError: its path has a sign that means something else in a database's URL.
     """
     home = home.expanduser().absolute()
     for sign in "%?":
         if sign in str(home):
-            raise StorageError(f"home {home}: {sign!r} cannot stand in its path; choose another")
+            raise HomeError(f"home {home}: {sign!r} cannot stand in its path; choose another")
     home.mkdir(parents=True, exist_ok=True)
     os.environ.update(environment(home))
     return home
+
+
+def require(home: Path) -> None:
+    """Raise HomeError if there is no home here, for a verb that would only find it empty.
+
+    With a dataset or a tracking server elsewhere, a home is a place to work in, and may be new.
+    """
+    elsewhere = {"HQINET_DATASET", "HQINET_TRACKING_URI"} & os.environ.keys()
+    if not home.expanduser().is_dir() and not elsewhere:
+        raise HomeError(
+            f"there is no home {home.expanduser().absolute()}: check --home and HQINET_HOME; "
+            "`hqinet ingest SOURCE` makes a home"
+        )
 
 
 def inherit() -> None:

@@ -4,6 +4,7 @@ Without an address, Prefect starts a server for the command and stops it at its 
 that is killed outright cannot stop it, and after many kills they would fill the memory.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import psutil
 
-from storage.errors import StorageError
+from flows.errors import FlowError
 from storage.stores.servers import answers
 
 SERVER = "prefect.server.api.server:create_app"
 EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
+STARTED_BY = "_HQINET_SERVER_OF"
+"""Variable of a server: the process of the command that started it."""
 
 
-class ServerError(StorageError):
+class ServerError(FlowError):
     """No Prefect server can be reached; one line that says what to do."""
 
 
@@ -56,6 +59,7 @@ def _start() -> None:
 
     # Ctrl-C goes to every process of the terminal's command. This one must outlive it, or the flow
     # would wait for minutes to tell it that it ended.
+    os.environ[STARTED_BY] = _identity(psutil.Process())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         SubprocessASGIServer().start()
@@ -80,6 +84,18 @@ def _is_orphan(process: psutil.Process, home: Path) -> bool:
     # A server that was started to stay is nobody's orphan: Prefect marks those it starts for a run.
     if variables.get("HQINET_HOME") != str(home) or EPHEMERAL not in variables:
         return False
-    parent = process.parent()
-    # In a container the command itself may be process 1.
-    return parent is None or (parent.pid == 1 and "hqinet" not in " ".join(parent.cmdline()))
+    # By who started it, not by who is its parent now: `systemd --user` adopts orphans, and in a
+    # container the command itself may be process 1.
+    return not _runs(variables.get(STARTED_BY, ""))
+
+
+def _identity(process: psutil.Process) -> str:
+    """A process, told from a later one that got its number."""
+    return f"{process.pid}@{process.create_time()}"
+
+
+def _runs(identity: str) -> bool:
+    number, _, _ = identity.partition("@")
+    with suppress(psutil.Error, ValueError):
+        return _identity(psutil.Process(int(number))) == identity
+    return False

@@ -226,6 +226,8 @@ def _read(name_or_path: str) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {name_or_path!r}: not UTF-8: {error}") from error
     except OSError as error:
+        if len(Path(name_or_path).parts) > 1 or name_or_path.endswith(".toml"):
+            raise RecipeError(f"recipe file {name_or_path}: {error.strerror}") from error
         near = get_close_matches(name_or_path, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}, or a file"
         raise RecipeError(f"there is no recipe {name_or_path!r}: {hint}") from error

@@ -1,7 +1,6 @@
 """MLflow: runs, registered model versions and their aliases."""
 
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +113,8 @@ class Registry:
 
     def tag_run(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
-        self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+        with _errors():
+            self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_metrics(
         self, run: str, rows: Iterable[tuple[int, Mapping[str, float]]], logged: str = ""
@@ -123,15 +123,16 @@ class Registry:
 
         logged: of a ModelVersion, whose page then shows them too.
         """
-        now = time_ns() // 1_000_000
-        metrics = [
-            Metric(key, float(value), now, step, model_id=logged or None)
-            for step, row in rows
-            for key, value in row.items()
-            if np.isfinite(value)
-        ]
-        for start in range(0, len(metrics), 1000):
-            self._client.log_batch(run, metrics=metrics[start : start + 1000])
+        with _errors():
+            now = time_ns() // 1_000_000
+            metrics = [
+                Metric(key, float(value), now, step, model_id=logged or None)
+                for step, row in rows
+                for key, value in row.items()
+                if np.isfinite(value)
+            ]
+            for start in range(0, len(metrics), 1000):
+                self._client.log_batch(run, metrics=metrics[start : start + 1000])
 
     @contextmanager
     def watch_system(self, run: str) -> Iterator[None]:
@@ -145,7 +146,8 @@ class Registry:
 
     def log_file(self, run: str, path: Path, folder: str = "") -> None:
         """Store a file with the run."""
-        self._client.log_artifact(run, str(path), folder or None)
+        with _errors():
+            self._client.log_artifact(run, str(path), folder or None)
 
     def fetch(self, run: str, path: str, into: Path) -> Path | None:
         """Bring an artifact of a run to local disk; None where the run has none of that name."""
@@ -160,7 +162,8 @@ class Registry:
 
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(run, status)
+        with _errors():
+            self._client.set_terminated(run, status)
 
     def register(
         self, run: str, model: object, example: np.ndarray, tags: Mapping[str, str]
@@ -179,7 +182,7 @@ class Registry:
             return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 
-        with mlflow.start_run(run_id=run):
+        with _errors(), mlflow.start_run(run_id=run):
             logged = pytorch.log_model(
                 model,
                 name="model",
@@ -194,13 +197,14 @@ class Registry:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise _trouble(error) from error
         # With its tags at once: no kill leaves a version without lineage.
-        created = self._client.create_model_version(
-            MODEL,
-            logged.model_uri,
-            run,
-            tags={LOGGED: logged.model_id, **tags},
-            model_id=logged.model_id,
-        )
+        with _errors():
+            created = self._client.create_model_version(
+                MODEL,
+                logged.model_uri,
+                run,
+                tags={LOGGED: logged.model_id, **tags},
+                model_id=logged.model_id,
+            )
         return int(created.version)
 
     def versions(self) -> list[ModelVersion]:
@@ -247,43 +251,20 @@ class Registry:
 
     def tag_version(self, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""
-        for key, value in tags.items():
-            self._client.set_model_version_tag(MODEL, str(version), key, value)
+        with _errors():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(MODEL, str(version), key, value)
 
     def point(self, alias: str, version: int) -> None:
         """Move an alias to a version."""
-        self._client.set_registered_model_alias(MODEL, alias, str(version))
+        with _errors():
+            self._client.set_registered_model_alias(MODEL, alias, str(version))
 
     def _experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(MODEL)
         if experiment is not None:
             return experiment.experiment_id
         return self._client.create_experiment(MODEL, artifact_location=self._artifacts)
-
-
-class MetricBuffer:
-    """Gathers per-step metrics of a run and writes them in batches: a request a step is slow."""
-
-    def __init__(self, registry: Registry, run: str, size: int = 200) -> None:
-        self._registry, self._run, self._size = registry, run, size
-        self._rows: list[tuple[int, Mapping[str, float]]] = []
-        self._lock = threading.Lock()
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep one step's metrics; writes when the buffer is full."""
-        with self._lock:
-            self._rows.append((step, dict(metrics)))
-            if len(self._rows) >= self._size:
-                self._write()
-
-    def flush(self) -> None:
-        """Write what is kept."""
-        with self._lock:
-            self._write()
-
-    def _write(self) -> None:
-        rows, self._rows = self._rows, []
-        self._registry.log_metrics(self._run, rows)
 
 
 @cache
@@ -302,6 +283,15 @@ def _missing_run(run: str, error: MlflowException) -> RegistryError:
             "of the home is named after all of them"
         )
     return _trouble(error)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn what MLflow raises into one line."""
+    try:
+        yield
+    except MlflowException as error:
+        raise _trouble(error) from error
 
 
 def _trouble(error: MlflowException) -> RegistryError:

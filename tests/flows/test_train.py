@@ -12,9 +12,11 @@ import pytest
 
 from flows import stores
 from flows.compute import training_job
+from flows.compute.observations import Observations
 from flows.ingest import ingest
 from flows.settings import TrainSettings
-from flows.train import fit_distributed, train
+from flows.train import AlreadyTrainingError, fit_distributed, held, train, write_job
+from hqinet.devices import DeviceError
 from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.recipe import load_recipe
@@ -33,7 +35,7 @@ def weights(run: str, home) -> dict:
 
 def test_a_failed_task_goes_on_from_its_checkpoint(cohort, home, tiny_recipe, monkeypatch):
     undisturbed = train(tiny_recipe)
-    steps, observe = [], training_job.MlflowObserver.on_step
+    steps, observe = [], training_job.RunObserver.on_step
 
     def fail_once(self, step, total, metrics):
         steps.append(step)
@@ -41,7 +43,7 @@ def test_a_failed_task_goes_on_from_its_checkpoint(cohort, home, tiny_recipe, mo
             raise StorageError("the store did not answer")
         observe(self, step, total, metrics)
 
-    monkeypatch.setattr(training_job.MlflowObserver, "on_step", fail_once)
+    monkeypatch.setattr(training_job.RunObserver, "on_step", fail_once)
     retried = train(tiny_recipe)
     assert steps == [1, 2, 3, 4, 5, 4, 5, 6]
     assert stores.registry()._client.get_run(retried.run).info.status == "FINISHED"
@@ -57,7 +59,7 @@ def test_trouble_that_stays_is_not_retried(cohort, tiny_recipe, monkeypatch, tro
         attempts.append(step)
         raise trouble
 
-    monkeypatch.setattr(training_job.MlflowObserver, "on_step", explode)
+    monkeypatch.setattr(training_job.RunObserver, "on_step", explode)
     with pytest.raises(type(trouble), match=str(trouble)):
         train(tiny_recipe)
     assert attempts == [1]
@@ -119,7 +121,7 @@ def test_ctrl_c_saves_and_ends_soon(hqinet, tmp_path, tiny_cohort, tiny_recipe):
     # As a terminal does: to the command's own Prefect server as well.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     (run,) = (command.home / "runs").iterdir()
     assert f"hqinet train --resume {run.name}" in errors
     assert len(errors.strip().splitlines()) == 1
@@ -142,7 +144,7 @@ def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
     _, errors = terminated.communicate(timeout=60)
     stopped = load_checkpoint(run / "checkpoint.pt")["step"]
     assert 60 <= stopped < 90
-    assert terminated.returncode == 1
+    assert terminated.returncode == 130
     assert f"step {stopped}" in errors
     assert len(errors.strip().splitlines()) == 1
 
@@ -162,7 +164,7 @@ def test_several_processes_save_when_told_to_stop(
     process = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
     os.killpg(process.pid, request_to_stop)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     (run,) = (command.home / "runs").iterdir()
     saved = load_checkpoint(run / "checkpoint.pt")["step"]
     assert f"step {saved}" in errors.splitlines()[-1]
@@ -198,10 +200,57 @@ def test_any_patient_id_is_reported(cohort, tmp_path, monkeypatch, patient):
     registry = stores.registry()
     run = registry.start("odd", {}, DatasetInputs("x", 1, "0" * 64))
     job = training_job.Job(run=run, commit=1, recipe=load_recipe("fast"), device="cpu")
-    observer = training_job.MlflowObserver(registry, job, {patient: "chest"}, lambda *_: None)
-    observer.on_epoch(1, {f"val_gain.{patient}": 1.5, "val_psnr": 30.0})
-    image = np.zeros((8, 9), np.float32)
-    observer.on_images(1, patient, image, image, image)
+    with Observations(tmp_path, run, lambda: registry) as observations:
+        anatomies = {patient: "chest"}
+        observer = training_job.RunObserver(observations, job, anatomies, lambda *_: None)
+        observer.on_epoch(1, {f"val_gain.{patient}": 1.5, "val_psnr": 30.0})
+        image = np.zeros((8, 9), np.float32)
+        observer.on_images(1, patient, image, image, image)
     metrics = registry._client.get_run(run).data.metrics
     assert set(metrics.values()) == {1.5, 30.0}
     assert len(list(tmp_path.rglob("*.png"))) == 1
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice_and_its_holder_is_named(tmp_path):
+    with (
+        held(tmp_path),
+        pytest.raises(AlreadyTrainingError, match=f"process {os.getpid()} on .* since 20"),
+        held(tmp_path),
+    ):
+        pass
+    with held(tmp_path):
+        pass
+
+
+def test_a_gpu_that_is_not_there_is_one_line_of_several_processes_too(cohort, tiny_recipe):
+    with pytest.raises(DeviceError, match="'cuda' was asked for"):
+        train(tiny_recipe, settings=TrainSettings(device="cuda", processes=2))
+
+
+def test_an_mlflow_that_goes_away_ends_no_training_and_gets_the_rest_later(
+    cohort, home, tiny_recipe, monkeypatch
+):
+    real = stores.registry
+    away = [True]
+
+    def registry():
+        if away[0]:
+            raise StorageError("no MLflow server answers at http://127.0.0.1:9")
+        return real()
+
+    opened = real()
+    recipe = load_recipe(tiny_recipe)
+    inputs = DatasetInputs("x", 1, stores.dataset().snapshot().digest)
+    run = opened.start("away", {}, inputs)
+    job = training_job.Job(run=run, commit=1, recipe=recipe, device="cpu")
+    job.folder.mkdir(parents=True)
+    write_job(job)
+    monkeypatch.setattr(stores, "registry", registry)
+    training_job.run(job, lambda *_: None)
+    assert opened._client.get_metric_history(run, "loss") == []
+
+    away[0] = False
+    result = train(resume=run)
+    assert result.run == run
+    assert {row.step for row in opened._client.get_metric_history(run, "loss")} == set(range(1, 7))
+    assert opened._client.list_artifacts(run, "validation")

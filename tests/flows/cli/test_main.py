@@ -1,6 +1,8 @@
 """The command as its users run it: processes, exit states, one JSON object, no traceback."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ import psutil
 import pytest
 
 from flows.cli import main as cli
-from flows.cli.main import RECIPES
+from flows.cli.pipeline import RECIPES
 from flows.operations.server import SERVER
 from hqinet.training.recipe import recipe_names
 
@@ -75,7 +77,7 @@ def test_train_evaluate_promote_and_models(command, trained):
     evaluated = command.json("evaluate", "--model", trained["model"])
     assert Path(evaluated["report"], "report.html").is_file()
     assert {"psnr", "ssim_window"} <= set(evaluated["patients"][0]["restored"])
-    judged = command("promote", "--candidate", trained["model"], "--json")
+    judged = command("promote", "--model", trained["model"], "--json")
     verdict = json.loads(judged.stdout)
     assert judged.returncode == {"promoted": 0, "refused": 3}[verdict["verdict"]]
     assert {row["rule"] for row in verdict["rules"]} >= {"lineage complete"}
@@ -117,7 +119,9 @@ def test_a_users_mistake_is_one_line(command, trained, arguments, says):
     ("variable", "verb"), [("PREFECT_API_URL", "promote"), ("HQINET_TRACKING_URI", "models")]
 )
 def test_a_server_that_is_away_is_one_line(hqinet, tmp_path, variable, verb):
-    done = hqinet(tmp_path, **{variable: "http://127.0.0.1:9/api"})(verb)
+    away = hqinet(tmp_path, **{variable: "http://127.0.0.1:9/api"})
+    away.home.mkdir()
+    done = away(verb)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "http://127.0.0.1:9/api" in done.stderr
@@ -125,6 +129,7 @@ def test_a_server_that_is_away_is_one_line(hqinet, tmp_path, variable, verb):
 
 def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
     killed = hqinet(tmp_path)
+    killed.home.mkdir()
 
     def servers() -> list[psutil.Process]:
         running = psutil.process_iter(["cmdline"])
@@ -172,7 +177,7 @@ def test_wrong_usage_exits_2(command):
     assert command("ingest").returncode == 2
     assert command("evaluate", "--moddel", "3").returncode == 2
     assert command("train", "--resume", "abc", "--recipe", "fast").returncode == 2
-    assert command("promote", "--rollback", "--candidate", "1").returncode == 2
+    assert command("promote", "--rollback", "--model", "1").returncode == 2
 
 
 def test_help_names_every_recipe():
@@ -181,6 +186,7 @@ def test_help_names_every_recipe():
 
 def test_an_empty_home_says_what_to_do_first(hqinet, tmp_path, prefect_server):
     empty = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    empty.home.mkdir()
     for arguments, says in (
         (("dataset", "show"), "hqinet ingest"),
         (("train",), "hqinet ingest"),
@@ -198,3 +204,108 @@ def test_tables_for_people_when_not_asked_for_json(command, ingested):
     assert "L100" in done.stdout
     assert "no_low_dose" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [("dataset", "show"), ("models",), ("evaluate",), ("promote",), ("report", "compare", 1, 2)],
+)
+def test_a_mistyped_home_is_said_and_makes_no_folder(hqinet, tmp_path, verb):
+    typo = hqinet(tmp_path)
+    done = typo(*verb)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"hqinet: there is no home {typo.home}: check --home and HQINET_HOME; "
+        "`hqinet ingest SOURCE` makes a home\n"
+    )
+    assert not typo.home.exists()
+
+
+def test_a_home_that_is_made_is_said(hqinet, tmp_path, tiny_cohort, prefect_server):
+    fresh = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    assert fresh("ingest", tiny_cohort).stderr == f"hqinet: made the home {fresh.home}\n"
+    assert fresh("ingest", tiny_cohort).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("HQINET_TRAIN__DEVCE", "cpu", "did you mean HQINET_TRAIN__DEVICE?"),
+        ("HQINET_DATASTE", "/d", "did you mean HQINET_DATASET?"),
+        ("HQINET_TRAIN__DEVICE", "gpu", "'auto', 'cpu', 'cuda' or 'mps' (got 'gpu')"),
+        ("HQINET_CLUSTER__WORKERS", "-1", "HQINET_CLUSTER__WORKERS: "),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_is_refused_by_name(
+    hqinet, tmp_path, variable, value, says
+):
+    mistaken = hqinet(tmp_path, **{variable: value})
+    mistaken.home.mkdir()
+    done = mistaken("models")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert variable in done.stderr
+    assert says in done.stderr
+
+
+def test_keys_of_a_clusters_arguments_are_its_own_business(hqinet, tmp_path):
+    free = hqinet(tmp_path, HQINET_CLUSTER__ARGUMENTS__CORES="4")
+    free.home.mkdir()
+    assert free.json("models") == {"models": []}
+
+
+def test_a_gpu_that_is_not_there_is_one_line(hqinet, tmp_path, command, trained, prefect_server):
+    asked = hqinet(tmp_path, PREFECT_API_URL=prefect_server, HQINET_EVALUATE__DEVICE="cuda")
+    asked.home = command.home
+    done = asked("evaluate")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "'cuda' was asked for" in done.stderr
+
+
+def test_a_recipe_file_that_is_not_there_is_no_misspelt_name(command):
+    done = command("train", "--recipe", "./mine.toml")
+    assert done.returncode == 1
+    assert "recipe file ./mine.toml: No such file" in done.stderr
+
+
+def test_a_recipe_from_a_pipe_is_read_once(command, ingested, tiny_recipe):
+    script = (
+        f"{command.program[0]} train --recipe <(cat {tiny_recipe}) --json --home {command.home}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], env=command.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6
+
+
+def test_the_version_is_told(command):
+    done = subprocess.run(
+        [*command.program, "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("hqinet 0.")
+
+
+def test_an_evaluation_says_a_line_a_patient(command, trained):
+    done = command("evaluate", "--model", trained["model"])
+    assert done.stderr.count(": restored and measured") == 1
+
+
+def test_ctrl_c_is_130_and_one_line_for_every_verb(hqinet, tmp_path):
+    stopped = hqinet(tmp_path)
+    process = subprocess.Popen(
+        [*stopped.program, "demo", "--home", stopped.home],
+        env=stopped.environment,
+        cwd=stopped.outside["cwd"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not (stopped.home / "prefect").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "hqinet: stopped"

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from storage.models.registry import DatasetInputs, MetricBuffer, Registry, RegistryError
+from storage.models.registry import DatasetInputs, Registry, RegistryError
 
 INPUTS = DatasetInputs("data/ct", 3, "0" * 64)
 
@@ -44,17 +44,6 @@ def test_a_run_names_its_dataset_commit_and_digest(registry, run):
     assert '"delta_table_version": 3' in given.dataset.source
     assert found.data.params == {"width": "0.25"}
     assert found.data.tags["digest"] == INPUTS.digest
-
-
-def test_metrics_are_written_in_batches_and_never_infinite(registry, run):
-    buffer = MetricBuffer(registry, run, size=4)
-    for step in range(6):
-        buffer.add(step, {"loss": 1.0 / (step + 1), "odd": float("nan")})
-    assert len(registry._client.get_metric_history(run, "loss")) == 4
-    buffer.flush()
-    history = registry._client.get_metric_history(run, "loss")
-    assert [(row.step, row.value) for row in history] == [(s, 1.0 / (s + 1)) for s in range(6)]
-    assert registry._client.get_metric_history(run, "odd") == []
 
 
 def test_a_version_loads_without_pickle_or_project(registry, version, tmp_path):
