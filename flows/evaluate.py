@@ -116,8 +116,8 @@ def measure_patient(
     volume = snapshot.volume(row.patient)
     device = pick_device(settings.device)
     return evaluate_patient(
-        VolumePair(row.patient, row.anatomy, volume.low, volume.full),
-        load_exported(file, device),
+        VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction),
+        load_exported(file, device, dose=row.dose_fraction),
         spacing=row.spacing[1:],
         device=device,
         batch=settings.batch,
