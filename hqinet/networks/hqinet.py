@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hqinet.networks.blocks import ASPP, SCSE, Bottleneck, ConvNorm, DecoderBlock, Reconstruction
+from hqinet.networks.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
 from hqinet.networks.redcnn import REDCNN
-from hqinet.training.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
 
 STAGE_DEPTHS = (3, 4, 6, 3)
 STAGE_WIDTHS = (256, 512, 1024, 2048)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hqinet.training.recipe import SMALLEST_OF_REDCNN
+from hqinet.networks.recipe import SMALLEST_OF_REDCNN
 
 _DEPTH = 5
 _KERNEL = 5

@@ -10,18 +10,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from hqinet.errors import HqinetError
 from hqinet.intensity import HU_OFFSET, HU_RANGE
+from hqinet.networks.recipe import SMALLEST_OF_REDCNN, HQINetRecipe, ModelRecipe, REDCNNRecipe
+from hqinet.recipe_section import RecipeSection
+from hqinet.samples.recipe import SamplingRecipe
 
 SSIM_SIZE = 11
 """Pixels a side of the windows of the loss's structural similarity."""
-SMALLEST_OF_REDCNN = 21
-"""Pixels a side that its five 5x5 convolutions without padding leave one of."""
-SMALLEST_OF_WHITENING = 16
-"""Pixels a side of a patch in which some lie so far apart that their noise is independent."""
-_CHANNEL_STEP = 8
 _RECIPES = resources.files("hqinet.training").joinpath("recipes")
 
 
@@ -29,43 +27,7 @@ class RecipeError(HqinetError):
     """A recipe cannot be used; the message is one line and says what to change."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HQINetRecipe(_Section):
-    """The network of Lu et al. 2021 and the readings the paper leaves open."""
-
-    network: Literal["hqinet"] = "hqinet"
-    width: float = Field(1.0, gt=0, le=4)
-    """Factor on every channel count; 1 is the paper, less is for small machines."""
-    stem_strides: tuple[Literal[1, 2], Literal[2]] = (1, 2)
-    """Of the two 3x3 convolutions that replace ResNet's stem; (2, 2) keeps ResNet's strides."""
-    scse: Literal["stage", "bottleneck"] = "stage"
-    """One scSE closing each of the four stages, or one in each of the 16 bottlenecks."""
-    norm: Literal["batch", "group", "none"] = "batch"
-    output: Literal["direct", "residual", "noise_residual"] = "direct"
-    """`direct`: the slice itself (paper); `residual`: added to the middle input slice;
-    `noise_residual`: times the slice's noise level, then added, the network also seeing the
-    detail of its input in units of that noise."""
-    init: Literal["paper", "he"] = "paper"
-
-    def channels(self, width: int) -> int:
-        """Return the paper's channel count scaled, as a multiple of eight and at least eight."""
-        return max(_CHANNEL_STEP, round(width * self.width / _CHANNEL_STEP) * _CHANNEL_STEP)
-
-
-class REDCNNRecipe(_Section):
-    """The reference network of Chen et al. 2017."""
-
-    network: Literal["redcnn"]
-    channels: PositiveInt = 96
-
-
-ModelRecipe = HQINetRecipe | REDCNNRecipe
-
-
-class LossRecipe(_Section):
+class LossRecipe(RecipeSection):
     """Weights of the parts of the loss."""
 
     l1: float = Field(0.0, ge=0)
@@ -74,8 +36,6 @@ class LossRecipe(_Section):
     """Of `1 - SSIM`."""
     per_noise: bool = False
     """Count errors in units of the low-dose slice's noise level."""
-    kept: float = Field(0.0, ge=0, lt=1)
-    """Share of the added noise that the network is to leave; none in the paper."""
     window: tuple[float, float] | None = None
     """Display window (level, width) in HU that images are clipped to first; none in the paper."""
 
@@ -96,7 +56,7 @@ class LossRecipe(_Section):
         )
 
 
-class OptimiserRecipe(_Section):
+class OptimiserRecipe(RecipeSection):
     """Adam (AdamW where `weight_decay` is above 0)."""
 
     learning_rate: float = Field(gt=0)
@@ -107,7 +67,7 @@ class OptimiserRecipe(_Section):
     """Decay of the exponential moving average of the weights that validation and the result use."""
 
 
-class ScheduleRecipe(_Section):
+class ScheduleRecipe(RecipeSection):
     """How long, and how the learning rate moves."""
 
     epochs: PositiveInt
@@ -122,38 +82,7 @@ class ScheduleRecipe(_Section):
     """Evenly spaced slices of each validation patient that an epoch is judged on; None: all."""
 
 
-class SamplingRecipe(_Section):
-    """What a batch is made of."""
-
-    batch: PositiveInt
-    micro_batch: PositiveInt | None = None
-    """Samples held in memory at once, gradients accumulating to `batch`; None: as many as fit."""
-    patch: PositiveInt | None = None
-    """Side of the square crops in pixels; None: whole slices."""
-    patches_per_slice: PositiveInt = 1
-    """Samples cut from the same three slices, some batches apart, to read and decode them once."""
-    balance: Literal["slices", "patients"] = "slices"
-    """What is equally likely to be drawn."""
-    flips: bool = False
-    """Mirror rows and columns at random."""
-    dose: tuple[float, float] | None = None
-    """Range of the factor on `low - full` drawn for each sample, which varies its dose."""
-    white: float = Field(0.0, ge=0, le=1)
-    """Largest share of the variance of `low - full` that is made white, drawn for each sample,
-    small ones more often: noise as other scanners and kernels correlate it."""
-
-    @model_validator(mode="after")
-    def _whole_batches(self) -> "SamplingRecipe":
-        if self.micro_batch is not None and self.batch % self.micro_batch:
-            raise ValueError("batch must be a multiple of micro_batch")
-        if self.white and (self.patch is None or self.patch < SMALLEST_OF_WHITENING):
-            raise ValueError(f"white needs a patch of {SMALLEST_OF_WHITENING} or more")
-        if self.dose is not None and not 0 <= self.dose[0] <= self.dose[1]:
-            raise ValueError("dose must be a range (low, high) with 0 <= low <= high")
-        return self
-
-
-class Recipe(_Section):
+class Recipe(RecipeSection):
     """Everything that changes the weights, apart from the data."""
 
     name: str

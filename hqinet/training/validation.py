@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hqinet.intensity import HU_RANGE
+from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.restore import Restorer
 from hqinet.samples.feed import read_window
 from hqinet.samples.sampling import VolumePair
@@ -45,11 +46,15 @@ def judged_slices(slices: int, wanted: int | None) -> list[int]:
 
 
 def validate(
-    network: nn.Module, pair: VolumePair, device: torch.device, wanted: int | None
+    network: nn.Module,
+    recipe: ModelRecipe,
+    pair: VolumePair,
+    device: torch.device,
+    wanted: int | None,
 ) -> ValidationResult:
     """Restore the judged slices of one patient with `network` in evaluation mode."""
     was_training = network.training
-    restorer = Restorer(network).eval()
+    restorer = Restorer(network, None if pair.dose is None else recipe.removed(pair.dose)).eval()
     squared = np.zeros(2)
     judged = judged_slices(pair.slices, wanted)
     images = None

@@ -8,7 +8,8 @@ from torch import nn
 
 from hqinet.networks.blocks import ASPP, SCSE, Bottleneck, DecoderBlock
 from hqinet.networks.hqinet import HQINet, build
-from hqinet.training.recipe import HQINetRecipe, load_recipe
+from hqinet.networks.recipe import HQINetRecipe
+from hqinet.training.recipe import load_recipe
 
 PAPER = load_recipe("paper").model
 SMALL = HQINetRecipe(width=0.125)

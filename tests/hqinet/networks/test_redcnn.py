@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from hqinet.networks.hqinet import build
+from hqinet.networks.recipe import REDCNNRecipe
 from hqinet.networks.redcnn import REDCNN
-from hqinet.training.recipe import REDCNNRecipe, load_recipe
+from hqinet.training.recipe import load_recipe
 
 
 def test_layers_and_shortcuts_are_those_of_the_figure() -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hqinet.networks.hqinet import build
+from hqinet.networks.recipe import HQINetRecipe
 from hqinet.noise import noise_level
 from hqinet.restoration.restore import InferenceError, Restorer, read_windows, restore
 from hqinet.samples.sampling import window_slices
-from hqinet.training.recipe import HQINetRecipe
 
 
 class Stack:

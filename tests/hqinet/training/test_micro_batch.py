@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from hqinet.networks.hqinet import build
+from hqinet.networks.recipe import HQINetRecipe
 from hqinet.training import micro_batch
 from hqinet.training.micro_batch import activation_bytes, fitting_batch
-from hqinet.training.recipe import HQINetRecipe
 
 CPU = torch.device("cpu")
 
