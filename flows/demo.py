@@ -55,7 +55,7 @@ def demo() -> PipelineResult:
 def refuse_real_home() -> None:
     """Raise DemoError if the home holds another cohort: phantoms must never train a real model."""
     try:
-        cohorts = set(stores.dataset().snapshot().rows["cohort"].dropna())
+        cohorts = set(stores.dataset().snapshot().cohorts)
     except StorageError:
         return
     if cohorts - {SYNTHETIC}:

@@ -28,7 +28,8 @@ from hqinet.report.key_slices import CHOSEN_BY, choose_slices, keep_views
 from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel, InferenceError, restore_to_file
 from hqinet.samples.sampling import VolumePair
-from storage.dataset.versions import PatientRow, Snapshot
+from storage.dataset.rows import Accepted
+from storage.dataset.versions import Snapshot
 from storage.ingest.cohort import SYNTHETIC
 from storage.models.registry import ModelVersion
 from storage.provenance import code_version
@@ -93,7 +94,7 @@ def evaluate(
 
 
 @task(cache_policy=NO_CACHE)
-def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list[PatientRow]:
+def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list[Accepted]:
     """The patients to evaluate; raises EvaluationError if the model was trained on one of them."""
     patients = snapshot.patients(split)
     if not patients:
@@ -117,7 +118,7 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
 
 @task(cache_policy=NO_CACHE)
 def restore_and_measure(
-    snapshot: Snapshot, row: PatientRow, file: Path, settings: EvaluateSettings, budget: int
+    snapshot: Snapshot, row: Accepted, file: Path, settings: EvaluateSettings, budget: int
 ) -> report.PatientResult:
     """Restore one patient and measure every slice, low dose and restored.
 
@@ -140,7 +141,7 @@ def restore_and_measure(
 
 def judged(
     pair: VolumePair,
-    row: PatientRow,
+    row: Accepted,
     model: HUModel,
     device: torch.device,
     batch: int,
@@ -222,20 +223,18 @@ def write_report(
 
 def acquisition(snapshot: Snapshot, split: str) -> dict[str, str]:
     """Of each patient of a split: vendor, kernel, dose and spacing, which stand beside numbers."""
-    accepted = snapshot.rows[snapshot.rows["status"] == "accepted"]
-    kernels = accepted.set_index("patient")["kernel"]
     words = {}
     for row in snapshot.patients(split):
         dose = "dose unknown" if row.dose_fraction is None else f"{row.dose_fraction:.0%} dose"
         spacing = " x ".join(f"{length:.3g}" for length in row.spacing)
-        words[row.patient] = f"{row.vendor}, kernel {kernels[row.patient]}, {dose}, {spacing} mm"
+        words[row.patient] = f"{row.vendor}, kernel {row.kernel}, {dose}, {spacing} mm"
     return words
 
 
 def _provenance(
     version: ModelVersion, snapshot: Snapshot, split: str, policy: str
 ) -> dict[str, str]:
-    cohorts = sorted(snapshot.rows["cohort"].dropna().unique())
+    cohorts = snapshot.cohorts
     return {
         "data": "Synthetic cohort: phantoms with simulated dose, not patients."
         if SYNTHETIC in cohorts

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterable
 
-from storage.dataset.versions import PatientRow, Snapshot
+from storage.dataset.rows import Accepted
+from storage.dataset.versions import Snapshot
 from storage.models.registry import ModelVersion
 from storage.provenance import code_version
 
@@ -45,7 +46,7 @@ def patients(version: ModelVersion, name: str) -> set[str] | None:
     return {patient for part in parts for patient in json.loads(part)}
 
 
-def leaked(version: ModelVersion, rows: Iterable[PatientRow]) -> list[str]:
+def leaked(version: ModelVersion, rows: Iterable[Accepted]) -> list[str]:
     """Which of these patients a version has seen.
 
     It was trained on them, or its best epoch was chosen on them and they now stand elsewhere than

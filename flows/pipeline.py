@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from flows import stores
 from flows.evaluate import EvaluateResult, EvaluationError, evaluate
 from flows.evaluations import SPLIT
-from flows.ingest import IngestResult, ingest
+from flows.ingest import ingest
 from flows.promote import PromoteResult, promote
 from flows.settings import (
     ClusterSettings,
@@ -18,6 +18,7 @@ from flows.settings import (
 from flows.train import NO_OVERRIDES, TrainResult, train
 from hqinet.quality.gate import load_policy
 from hqinet.training.recipe import load_recipe
+from storage.ingest.outcome import Outcome
 
 DEFAULTS = Settings()
 
@@ -25,7 +26,7 @@ DEFAULTS = Settings()
 class PipelineResult(BaseModel):
     """What `hqinet pipeline --json` prints."""
 
-    ingest: IngestResult
+    ingest: Outcome
     train: TrainResult
     evaluate: EvaluateResult
     promote: PromoteResult

@@ -34,6 +34,11 @@ def promotions() -> Promotions:
     return Promotions(dataset().location.child("promotions"))
 
 
+def memory() -> Path:
+    """The folder for what ingest remembers between two deliveries."""
+    return Settings().home.absolute() / "scan"
+
+
 def scratch() -> Path:
     """A folder for what is under construction."""
     folder = Settings().scratch

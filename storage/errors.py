@@ -1,8 +1,16 @@
-"""Errors whose message is one line for the person at the keyboard: what, where, and what to do."""
+"""Errors that a user can mend, each one line: what, what was found and expected, what to do.
+
+`StorageError` is the base of this package, as `HqinetError` is of the science: a command prints
+it and ends. Nothing else is caught at the top.
+"""
 
 
 class StorageError(Exception):
-    """Something that the user can mend: a wrong path, a full disk, a damaged store."""
+    """Something that the user can mend."""
+
+
+class StoreError(StorageError):
+    """A disk, network or object store that does not do what was asked: full, shut, not there."""
 
 
 class DatasetError(StorageError):
@@ -15,6 +23,18 @@ class SourceError(StorageError):
 
 class CohortFileError(StorageError):
     """A cohort file (TOML) that says something impossible."""
+
+
+class PseudonymError(StorageError):
+    """Pseudonyms are wanted, and there is no secret to make them with."""
+
+
+class SplitError(StorageError):
+    """A split that cannot be fixed by hand as it was asked."""
+
+
+class CollectionError(StorageError):
+    """A public collection that does not hold what was asked for."""
 
 
 class Conflict(StorageError):  # noqa: N818 - the loser of a race is no error until it gives up

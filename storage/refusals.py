@@ -1,16 +1,21 @@
-"""Why something was refused: a stable code and a sentence with the offending values.
+"""Why something is refused: a stable code and a sentence with the offending values.
 
 A reason quotes numbers and the standard's enumerated values only, never a free text of the file:
-it enters the dataset, logs and reports.
+it enters the dataset, logs and reports. Who finds a fault raises `Refusal`; of what and of whom
+it is, the caller knows, and writes down as a `Refused` row of the catalog.
 """
 
 from enum import StrEnum
+
+SHOWN_FILES = 5
+"""So many of the files at fault are named; the reason has their number."""
 
 
 class Code(StrEnum):
     """Stable codes of refusals; documented in docs/ingest.md."""
 
     UNREADABLE = "unreadable"
+    FILE_CHANGED = "file_changed"
     NOT_CT = "not_ct"
     LOCALIZER = "localizer"
     SECONDARY_CAPTURE = "secondary_capture"
@@ -41,7 +46,7 @@ class Code(StrEnum):
     CONVERSION_FAILED = "conversion_failed"
 
 
-class Refused(Exception):  # noqa: N818 - an outcome that is recorded, not a failure of the program
+class Refusal(Exception):  # noqa: N818 - an outcome that is recorded, not a failure of the program
     """A series or pair that does not enter the dataset.
 
     Attributes:
@@ -58,3 +63,7 @@ class Refused(Exception):  # noqa: N818 - an outcome that is recorded, not a fai
 
     def __str__(self) -> str:
         return f"{self.code}: {self.reason}"
+
+    def of(self, what: str) -> "Refusal":
+        """The same with what it is of at the head of the reason, as `full-dose series`."""
+        return Refusal(self.code, f"{what}: {self.reason}", self.files)

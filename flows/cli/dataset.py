@@ -89,7 +89,7 @@ def diff(
         output.print_json(found)
         return
     found["moved"] = [f"{m['patient']}: {m['before']} -> {m['after']}" for m in found["moved"]]
-    kinds = ("added", "removed", "changed", "moved", "refused", "mended")
+    kinds = ("added", "removed", "changed", "moved", "refused", "resolved")
     rows = ([kind, len(found[kind]), ", ".join(found[kind])] for kind in kinds)
     output.print_table(f"Commit {before} to {after}", ("what", "number", "which"), rows)
 
@@ -159,21 +159,26 @@ def gc(
 
     from flows import stores
     from flows.cli import output
-    from storage.dataset import upkeep
+    from storage.dataset.garbage import collect_garbage
 
-    garbage = upkeep.collect_garbage(
-        stores.dataset(), stores.scratch(), dry_run=dry_run, grace=timedelta(hours=grace_hours)
+    garbage = collect_garbage(
+        stores.dataset(),
+        stores.scratch(),
+        stores.memory(),
+        dry_run=dry_run,
+        grace=timedelta(hours=grace_hours),
     )
     if as_json:
         output.print_json(asdict(garbage))
         return
-    for kind in ("volumes", "files", "scratch"):
+    for kind in ("volumes", "files", "scratch", "memory"):
         for path in getattr(garbage, kind):
             output.print_line(f"{kind}: {path}")
     word = "removed" if garbage.removed else "would be removed"
     output.print_line(
         f"{len(garbage.volumes)} volumes ({garbage.bytes / 1e6:.1f} MB), {len(garbage.files)} "
-        f"files, {len(garbage.scratch)} scratch folders {word}"
+        f"files, {len(garbage.scratch)} scratch folders, {len(garbage.memory)} of ingest's memory "
+        f"{word}"
     )
 
 
@@ -202,10 +207,13 @@ def export_splits(
 @splits.command("import")
 def import_splits(
     file: Annotated[Path, typer.Argument(help="CSV with the columns patient and split.")],
+    reserve: Annotated[
+        bool, typer.Option("--reserve", help="Remember splits of patients who are yet to come.")
+    ] = False,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Fix splits by hand; patients who are yet to come are remembered."""
+    """Fix splits by hand; an ID that is not in the dataset is refused, unless reserved."""
     enter(home)
     from flows import stores
     from flows.cli import output
@@ -214,31 +222,68 @@ def import_splits(
 
     dataset = stores.dataset()
     dataset.create()
-    snapshot, moves = upkeep.import_splits(dataset, read_csv(file))
+    snapshot, moves = upkeep.import_splits(dataset, read_csv(file), reserve=reserve)
     of = Counter(row.split for row in snapshot.patients())
     numbers = {split: of[split] for split in SPLITS}
+    there = {row.patient for row in snapshot.patients()}
+    moved = [move for move in moves if move.patient in there]
+    reserved = [move for move in moves if move.patient not in there]
     if as_json:
-        moved = [asdict(move) for move in moves]
-        output.print_json({"commit": snapshot.commit, "moved": moved, "patients": numbers})
+        output.print_json(
+            {
+                "commit": snapshot.commit,
+                "moved": list(map(asdict, moved)),
+                "reserved": list(map(asdict, reserved)),
+                "patients": numbers,
+            }
+        )
     else:
         for move in moves:
             output.print_line(f"{move.patient}: {move.before or 'new'} -> {move.after}")
         now = ", ".join(f"{split} {number}" for split, number in numbers.items())
-        output.print_line(f"commit {snapshot.commit}: {len(moves)} moved; patients now: {now}")
+        output.print_line(
+            f"commit {snapshot.commit}: {len(moved)} moved, {len(reserved)} reserved for patients "
+            f"who are yet to come; patients now: {now}"
+        )
 
 
-_REFUSAL = ["cohort", "source", "patient", "code", "reason", "files"]
+@splits.command("release")
+def release_splits(
+    patients: Annotated[list[str], typer.Argument(help="IDs whose reserved split is forgotten.")],
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Forget splits that are reserved for patients without data."""
+    enter(home)
+    from flows import stores
+    from flows.cli import output
+    from storage.dataset import upkeep
+
+    snapshot, moves = upkeep.release_splits(stores.dataset(), patients)
+    if as_json:
+        released = [{"patient": move.patient, "split": move.before} for move in moves]
+        output.print_json({"commit": snapshot.commit, "released": released})
+    else:
+        for move in moves:
+            output.print_line(f"{move.patient}: {move.before} released")
+        output.print_line(f"commit {snapshot.commit}: {len(moves)} released")
+
+
+_PATIENT = (
+    *("patient", "cohort", "split", "slices", "matrix", "spacing", "anatomy", "dose_fraction"),
+    *("vendor", "kernel", "digest", "path", "note"),
+)
 
 
 def shown(snapshot: "Snapshot") -> dict[str, Any]:
     """A commit as `hqinet dataset show --json` prints it."""
-    rows = snapshot.rows
-    refused = rows.loc[rows["status"] == "refused", _REFUSAL]
-    refused = refused.astype(object).where(refused.notna(), None)
     return {
         "commit": snapshot.commit,
         "parent": snapshot.parent,
         "digest": snapshot.digest,
-        "patients": [asdict(row) for row in snapshot.patients()],
-        "refused": refused.to_dict("records"),
+        "identity": snapshot.identity,
+        "patients": [
+            {name: getattr(row, name) for name in _PATIENT} for row in snapshot.patients()
+        ],
+        "refused": [row.shown() for row in snapshot.refused],
     }

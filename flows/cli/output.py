@@ -1,6 +1,7 @@
 """What the `hqinet` command prints: one JSON object, or tables for people."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -56,7 +57,10 @@ def print_ingest(result: dict[str, Any]) -> None:
     if not (result["accepted"] or result["refused"] or result["unchanged"]):
         print_line("no CT images were found in the source")
     if result["skipped"]:
-        left = ", ".join(f"{count} {kind}" for kind, count in sorted(result["skipped"].items()))
+        left = "; ".join(
+            f"{count} {kind} ({_first(result['skipped_files'][kind], count)})"
+            for kind, count in sorted(result["skipped"].items())
+        )
         print_line(f"files left aside: {left}")
     if result["changed"]:
         print_line(f"changed since they were last accepted: {', '.join(result['changed'])}")
@@ -134,12 +138,20 @@ def print_models(result: dict[str, Any]) -> None:
 def print_refused(refused: Sequence[dict[str, Any]]) -> None:
     """What was refused, and why."""
     if refused:
+        codes = Counter(row["code"] for row in refused)
+        counts = ", ".join(f"{number} {code}" for code, number in codes.most_common())
+        print_line(f"{len(refused)} refused: {counts}")
         keys = ("source", "patient", "code", "reason")
         print_table(
             "Refused",
             (*keys, "files"),
             ([*(row[key] for key in keys), _files(row)] for row in refused),
         )
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    """The first of many names."""
+    return ", ".join(names) + (", ..." if count > len(names) else "")
 
 
 def _files(row: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Read a folder of DICOM into the dataset: one new commit, or none if nothing is new."""
-    from storage.ingest.inventory import require_folder
+    from storage.ingest.delivery import require_folder
 
     require_folder(source, str(source))
     enter(home)
@@ -50,7 +50,9 @@ def ingest(
     from flows.cli import output
 
     with orchestrated():
-        result = flow.ingest(str(source), cohort, ingest_settings(cohort_file)).model_dump()
+        settings = ingest_settings(cohort_file)
+        shown = flow.shown_source(source, settings)
+        result = flow.ingest(shown, cohort, settings).model_dump()
     output.answer(result, output.print_ingest, as_json=as_json)
     leave(refused=strict and bool(result["refused"]))
 
@@ -130,18 +132,19 @@ def pipeline(
     as_json: Json = False,
 ) -> None:
     """Ingest, train, evaluate and promote: a folder of DICOM in, a judged model out."""
-    from storage.ingest.inventory import require_folder
+    from storage.ingest.delivery import require_folder
 
     recipe = readable_recipe(recipe, overrides)
     require_folder(source, str(source))
     enter(home)
     from flows import pipeline as flow
     from flows.cli import output
+    from flows.ingest import shown_source
 
     settings = ingest_settings(cohort_file)
     with orchestrated():
         result = flow.pipeline(
-            str(source), cohort, recipe, policy, overrides or [], settings
+            shown_source(source, settings), cohort, recipe, policy, overrides or [], settings
         ).model_dump()
     output.answer(result, output.print_pipeline, as_json=as_json)
     refused = bool(result["ingest"]["refused"]) or result["promote"]["verdict"] == "refused"

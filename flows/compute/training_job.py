@@ -27,7 +27,7 @@ from hqinet.training import loop as training
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.recipe import Recipe
 from storage.dataset.versions import Snapshot
-from storage.dataset.volumes import folder_name
+from storage.dataset.writing import folder_name
 from storage.errors import DatasetError, StorageError
 
 REASONS: dict[str, type[Exception]] = {

@@ -4,6 +4,7 @@ The series list comes from the package `idc-index-data` (optional extra `idc`), 
 the public bucket, anonymously. Files land as `<series uuid>/<uuid>.dcm`, which ingest reads.
 """
 
+import hashlib
 import importlib
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import obstore
 import pyarrow.compute as pc
@@ -18,10 +20,10 @@ import pyarrow.parquet as pq
 from obstore.store import S3Store
 from pydicom.uid import CTImageStorage
 
-from storage.errors import StorageError
-from storage.ingest import cohort
-from storage.ingest.cohort import CohortRules, Role
+from storage.errors import CollectionError, StoreError
+from storage.stores import files
 from storage.stores.location import storage_errors
+from storage.vocabulary import anatomy_of, collection_anatomy
 
 _COLUMNS = [
     "collection_id",
@@ -35,12 +37,17 @@ _COLUMNS = [
     "aws_bucket",
     "crdc_series_uuid",
 ]
+ObjectMeta = Mapping[str, Any]
+"""What a listing says of an object: `path`, `size`, `e_tag`."""
 _REGION = "us-east-1"
 _PUBLIC = f"https://s3.{_REGION}.amazonaws.com"
 _MEGABYTE = 1_000_000
 
-# Name and size of each file of a series.
-Listing = Sequence[tuple[str, int]]
+# SeriesDescription of the images, whose case varies.
+_DOSES = {"low": r"low[\s_-]*dose", "full": r"full[\s_-]*dose"}
+# The MD5 of an object that was put in one piece; of others the tag is no checksum.
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_GO_ON = "then fetch again: it goes on where it was"
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class PublicSeries:
     """
 
     patient: str
-    role: Role
+    dose: Literal["low", "full"]
     anatomy: str
     files: int
     size: int
@@ -110,30 +117,35 @@ def select(
         index: a parquet file in the form of the IDC index; default: the installed one.
 
     Raises:
-        StorageError: the extra is not installed, or there is no such collection, patient or
+        CollectionError: the extra is not installed, or there is no such collection, patient or
             anatomy with pairs.
     """
-    rules = CohortRules()
     found: dict[str, list[PublicSeries]] = {}
     for values in _rows(collection, index):
-        role = cohort.role(rules, "", values["SeriesDescription"] or "")
-        if values["SOPClassUID"] != CTImageStorage or role not in (Role.LOW, Role.FULL):
+        dose = _dose(values["SeriesDescription"] or "")
+        if values["SOPClassUID"] != CTImageStorage or dose is None:
             continue
         patient = values["PatientID"]
         found.setdefault(patient, []).append(
             PublicSeries(
                 patient=patient,
-                role=role,
-                anatomy=cohort.anatomy(rules, patient, values["BodyPartExamined"] or ""),
+                dose=dose,
+                anatomy=collection_anatomy(patient) or anatomy_of(values["BodyPartExamined"] or ""),
                 files=values["instanceCount"],
                 size=round(values["series_size_MB"] * _MEGABYTE),
                 bucket=values["aws_bucket"],
                 prefix=values["crdc_series_uuid"],
             )
         )
-    pairs = {p: s for p, s in found.items() if {one.role for one in s} == {Role.LOW, Role.FULL}}
+    pairs = {p: s for p, s in found.items() if {one.dose for one in s} == {"low", "full"}}
     chosen = _choose(pairs, patients, anatomy)[:limit]
     return Selection(tuple(s for p in chosen for s in sorted(pairs[p], key=lambda s: s.prefix)))
+
+
+def _dose(description: str) -> Literal["low", "full"] | None:
+    """The dose that a description names; None where it names none, or both."""
+    named = [d for d, pattern in _DOSES.items() if re.search(pattern, description, re.IGNORECASE)]
+    return named[0] if len(named) == 1 else None
 
 
 def _rows(collection: str, index: Path | None) -> list[dict]:
@@ -141,7 +153,7 @@ def _rows(collection: str, index: Path | None) -> list[dict]:
         try:
             index = importlib.import_module("idc_index_data").IDC_INDEX_PARQUET_FILEPATH
         except ImportError as error:
-            raise StorageError(
+            raise CollectionError(
                 "the series list of the Imaging Data Commons is not installed: "
                 "pip install 'hqinet[idc]'"
             ) from error
@@ -150,7 +162,7 @@ def _rows(collection: str, index: Path | None) -> list[dict]:
             index, columns=_COLUMNS, filters=pc.field("collection_id") == collection
         )
     if not table.num_rows:
-        raise StorageError(
+        raise CollectionError(
             f"there is no collection {collection!r} in the index; the one with low-dose pairs is "
             "ldct_and_projection_data"
         )
@@ -163,14 +175,16 @@ def _choose(
     wanted = sorted(pairs) if patients is None else list(dict.fromkeys(patients))
     unpaired = [patient for patient in wanted if patient not in pairs]
     if unpaired:
-        raise StorageError(
+        raise CollectionError(
             f"{len(unpaired)} of the patients have no pair of low-dose and full-dose images in "
             f"the collection, the first is {unpaired[0]}; {len(pairs)} patients have one"
         )
     chosen = [p for p in wanted if anatomy in (None, pairs[p][0].anatomy)]
     if not chosen:
         known = ", ".join(sorted({series[0].anatomy for series in pairs.values()}))
-        raise StorageError(f"no pair of anatomy {anatomy!r}; there are pairs of {known or 'none'}")
+        raise CollectionError(
+            f"no pair of anatomy {anatomy!r}; there are pairs of {known or 'none'}"
+        )
     return chosen
 
 
@@ -182,7 +196,7 @@ def fetch(
     workers: int = 16,
     progress: Callable[[int, int], None] = lambda _files, _size: None,
 ) -> Fetched:
-    """Download a selection; files that are there with the right size are left as they are.
+    """Download a selection; files that are there whole are left as they are.
 
     Args:
         endpoint: of an S3 server that holds the buckets; default: the public one.
@@ -190,27 +204,28 @@ def fetch(
         progress: called with files and bytes after each file, also one that was there.
 
     Raises:
-        StorageError: the bucket does not hold what the index says of some series (all others are
-            downloaded first), or the network or disk fail; what was downloaded stays, and the
-            next fetch goes on from there.
+        CollectionError: the bucket does not hold what the index says of some series (all others
+            are downloaded first).
+        StoreError: the network or disk fail; what was downloaded stays, and the next fetch goes
+            on from there.
     """
     stores = {bucket: _store(bucket, endpoint) for bucket in {s.bucket for s in selection.series}}
-    files = size = present = 0
+    fetched = size = present = 0
     with ThreadPoolExecutor(workers) as pool:
         listings = pool.map(
             lambda series: _listing(stores[series.bucket], series), selection.series
         )
         listed = dict(zip(selection.series, listings, strict=True))
         tasks = {
-            pool.submit(_download, stores[series.bucket], name, folder / name, length): length
+            pool.submit(_download, stores[series.bucket], entry, folder): entry["size"]
             for series, listing in listed.items()
             if len(listing) == series.files
-            for name, length in listing
+            for entry in listing
         }
         try:
             for task in as_completed(tasks):
                 if task.result():
-                    files, size = files + 1, size + tasks[task]
+                    fetched, size = fetched + 1, size + tasks[task]
                 else:
                     present += 1
                 progress(1, tasks[task])
@@ -218,7 +233,7 @@ def fetch(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     _check_listings(listed)
-    return Fetched(files, size, present)
+    return Fetched(fetched, size, present)
 
 
 def _store(bucket: str, endpoint: str | None) -> S3Store:
@@ -227,8 +242,8 @@ def _store(bucket: str, endpoint: str | None) -> S3Store:
     # Named, or AWS_ENDPOINT_URL, which may be the dataset's, would decide.
     endpoint = endpoint or _PUBLIC
     if not re.match(r"https?://[^/]", endpoint):
-        raise StorageError(f"endpoint {endpoint!r} is no URL: give it as https://host[:port]")
-    with storage_errors(f"s3://{bucket} at {endpoint}"):
+        raise StoreError(f"endpoint {endpoint!r} is no URL: give it as https://host[:port]")
+    with storage_errors(f"s3://{bucket} at {endpoint}", _GO_ON):
         return S3Store(
             bucket,
             region=_REGION,
@@ -238,38 +253,44 @@ def _store(bucket: str, endpoint: str | None) -> S3Store:
         )
 
 
-def _listing(store: S3Store, series: PublicSeries) -> Listing:
-    """Names and sizes of a series' files in the bucket."""
-    with storage_errors(f"s3://{series.bucket}/{series.prefix}"):
-        entries = [e for batch in obstore.list(store, series.prefix) for e in batch]
-    return [(entry["path"], entry["size"]) for entry in entries]
+def _listing(store: S3Store, series: PublicSeries) -> Sequence[ObjectMeta]:
+    """A series' files in the bucket."""
+    with storage_errors(f"s3://{series.bucket}/{series.prefix}", _GO_ON):
+        return [entry for batch in obstore.list(store, series.prefix) for entry in batch]
 
 
-def _check_listings(listed: Mapping[PublicSeries, Listing]) -> None:
+def _check_listings(listed: Mapping[PublicSeries, Sequence[ObjectMeta]]) -> None:
     """Every series has as many files in the bucket as the index says."""
-    amiss = [s for s, listing in listed.items() if len(listing) != s.files]
-    if amiss:
-        first = amiss[0]
-        raise StorageError(
+    differing = [s for s, listing in listed.items() if len(listing) != s.files]
+    if differing:
+        first = differing[0]
+        raise CollectionError(
             f"s3://{first.bucket}/{first.prefix} of {first.patient} holds {len(listed[first])} "
-            f"files, the index says {first.files}: update idc-index-data; {len(amiss)} of "
+            f"files, the index says {first.files}: update idc-index-data; {len(differing)} of "
             f"{len(listed)} series are left out for that, the others are fetched"
         )
 
 
-def _download(store: S3Store, name: str, target: Path, size: int) -> bool:
+def _download(store: S3Store, entry: ObjectMeta, folder: Path) -> bool:
     """Fetch one file whole or not at all; False if it was there."""
-    if target.is_file() and target.stat().st_size == size:
-        return False
-    part = target.with_name(f"{target.name}.part")
-    with storage_errors(str(target.parent)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
-            for chunk in obstore.get(store, name).stream():
-                out.write(chunk)
-        if part.stat().st_size != size:
-            raise StorageError(
-                f"{target}: {part.stat().st_size} bytes came, {size} were announced: fetch again"
-            )
-        part.replace(target)
+    target = folder / entry["path"]
+    with storage_errors(str(target), _GO_ON):
+        if target.is_file() and not _difference(target.read_bytes(), entry):
+            return False
+        content = bytes(obstore.get(store, entry["path"]).bytes())
+        difference = _difference(content, entry)
+        if difference:
+            raise StoreError(f"{target}: {difference}: fetch again")
+        files.write(target, content)
     return True
+
+
+def _difference(content: bytes, entry: ObjectMeta) -> str | None:
+    """What tells a file from the object in the bucket, by size and, where it is one, checksum."""
+    if len(content) != entry["size"]:
+        return f"{len(content)} bytes came, {entry['size']} were announced"
+    checksum = _MD5.fullmatch(entry["e_tag"] or "")
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if checksum and checksum[1] != found:
+        return f"its checksum is {found}, {checksum[1]} was announced"
+    return None

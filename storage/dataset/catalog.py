@@ -4,98 +4,16 @@ A commit replaces the whole set of rows, compare-and-swap from the version that 
 decided on older rows gets `Conflict`, reads again and decides again. History is kept for ever.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
-import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-
-from storage.errors import Conflict, DatasetError, StorageError
-from storage.stores.location import Location, storage_errors
-
-Status = Literal["accepted", "refused", "reserved"]
-
-_FOREVER = {
-    "delta.enableExpiredLogCleanup": "false",
-    "delta.logRetentionDuration": "interval 36500 days",
-    "delta.deletedFileRetentionDuration": "interval 36500 days",
-}
-_METADATA = "hqinet"
-# Of the delivery, not of the data: another copy of the same files changes them and nothing else.
-_NOT_IN_DIGEST = ("fingerprint", "studies")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of the catalog: a pair, a refused patient, series or folder, or a reserved split.
-
-    Attributes:
-        key: what the row is about: `patient:...` (accepted or reserved, one a patient), or, one
-            a cohort, `refused:...` (a patient), `series:...` or `file:...`.
-        status: `accepted`; `refused` with code and reason; `reserved`, a patient without data in
-            this commit whose split is remembered (rolled back, or fixed by hand beforehand).
-        source, files: folder or file below the delivery, and the files that show what is wrong
-            (hashed when pseudonymising).
-        spacing_z, spacing_y, spacing_x: mm.
-        note: what ingestion did to the data that the reader should know (cropped, clipped).
-        fingerprint: of the files and the rules it was decided from.
-        pixels, sketch: see `storage.dataset.volumes.Written`.
-        studies: digests of the UIDs of studies and frames of reference, and of the folder they
-            were read from: what shows that a changed volume is of the same person.
-    """
-
-    key: str
-    cohort: str
-    status: Status
-    patient: str | None = None
-    split: str | None = None
-    code: str | None = None
-    reason: str | None = None
-    source: str | None = None
-    files: tuple[str, ...] = ()
-    path: str | None = None
-    digest: str | None = None
-    slices: int | None = None
-    rows: int | None = None
-    columns: int | None = None
-    spacing_z: float | None = None
-    spacing_y: float | None = None
-    spacing_x: float | None = None
-    anatomy: str | None = None
-    dose_fraction: float | None = None
-    vendor: str | None = None
-    kernel: str | None = None
-    note: str | None = None
-    fingerprint: str | None = None
-    pixels: str | None = None
-    sketch: str = ""
-    studies: tuple[str, ...] = ()
-
-    @property
-    def subject(self) -> str:
-        """What a refusal is of; a series without patient and role, for mending changes both."""
-        if not self.key.startswith("series:"):
-            return self.key
-        _, series, _ = self.key.rsplit(":", 2)
-        return f"series:{series}"
-
-
-_LISTS = ("files", "studies")
-_TYPES = {"int | None": pa.int64(), "float | None": pa.float64()}
-SCHEMA = pa.schema(
-    [
-        (f.name, pa.list_(pa.string()) if f.name in _LISTS else pa.string())
-        if str(f.type) not in _TYPES
-        else (f.name, _TYPES[str(f.type)])
-        for f in fields(Row)
-    ]
-)
+from storage.dataset.rows import SCHEMA, Row, from_table, to_table
+from storage.errors import DatasetError
+from storage.stores.delta import LogEntry, Table
+from storage.stores.location import Location
 
 
 @dataclass(frozen=True)
@@ -119,173 +37,97 @@ class Commit:
     details: Mapping[str, Any]
 
 
-def rows_digest(rows: Iterable[Row]) -> str:
-    """SHA-256 of the rows that are data (accepted and refused), whatever their order."""
-    lines = (json.dumps(_data(row)) for row in rows if row.status != "reserved")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+@dataclass(frozen=True)
+class Content:
+    """What a commit holds.
 
+    Attributes:
+        identity: UUID of the dataset, made with its first commit.
+    """
 
-_data = attrgetter(*(name for name in SCHEMA.names if name not in _NOT_IN_DIGEST))
+    commit: int
+    identity: str
+    rows: tuple[Row, ...]
 
 
 class Catalog:
-    """The Delta table at a location."""
+    """The table at a location."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
+        self._table = Table(location)
 
     def create(self, metadata: Mapping[str, Any]) -> None:
         """Make the empty table, commit 0, unless there is one."""
-        if self.exists():
-            return
-        try:
-            with storage_errors(str(self.location)):
-                if not self.location.remote:
-                    self.location.store(create=True)
-                DeltaTable.create(
-                    self.location.url,
-                    SCHEMA,
-                    configuration=_FOREVER,
-                    storage_options=self.location.options,
-                    commit_properties=_properties(metadata),
-                )
-        except StorageError:
-            # Two first ingests at once: one of them made it.
-            if not self.exists():
-                raise
+        self._table.create(SCHEMA, metadata)
 
     def exists(self) -> bool:
         """Whether there is a table here."""
-        with storage_errors(str(self.location)):
-            return DeltaTable.is_deltatable(self.location.url, self.location.options)
+        return self._table.exists()
 
-    def read(self, commit: int | None = None) -> tuple[int, list[Row]]:
-        """The number of a commit (the latest by default) and its rows.
+    def read(self, commit: int | None = None) -> Content:
+        """A commit, the latest by default.
 
         Raises:
-            DatasetError: no dataset here, or no such commit.
+            DatasetError: no dataset here, or no such commit, or one of a later schema.
         """
-        table = self._table(commit)
-        with storage_errors(str(self.location)):
-            content = content_of(table, SCHEMA)
-        columns = [column.to_pylist() for column in content.columns]
-        for index, name in enumerate(SCHEMA.names):
-            if name in _LISTS:
-                columns[index] = [tuple(value or ()) for value in columns[index]]
-        rows = (
-            Row(**dict(zip(SCHEMA.names, values, strict=True)))
-            for values in zip(*columns, strict=True)
-        )
-        return table.version(), sorted(rows, key=lambda r: (r.key, r.cohort))
+        with self._errors(commit):
+            version = self._table.read(commit)
+        rows = tuple(from_table(version.content, version.schema))
+        return Content(version.number, version.identity, rows)
 
-    def commit(self, rows: Iterable[Row], *, parent: int, metadata: Mapping[str, Any]) -> int:
+    def commit(self, rows: Sequence[Row], *, parent: int, metadata: Mapping[str, Any]) -> int:
         """Replace all rows, if `parent` is still the latest commit; return the new number.
 
         Raises:
             Conflict: another commit came after `parent`.
         """
-        table = self._table(parent)
-        rows = list(rows)
-        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-        content = pa.Table.from_pydict(columns, schema=SCHEMA)
-        # Delta's writer would print a trace of its own beside the error.
-        self.location.require_writable()
-        try:
-            write_deltalake(
-                table,
-                content,
-                mode="overwrite",
-                commit_properties=_properties(metadata),
-            )
-        except CommitFailedError as error:
-            raise Conflict(f"{self.location}: a commit after {parent} came first") from error
-        except (OSError, DeltaError):
-            with storage_errors(str(self.location)):
-                raise
-        return parent + 1
+        return self._table.write(to_table(rows), "overwrite", after=parent, note=metadata)
 
     def history(self) -> list[Commit]:
         """All commits, newest first."""
-        table = self._table(None)
-        with storage_errors(str(self.location)):
-            return [_commit(entry) for entry in table.history()]
+        with self._errors():
+            return [_commit(entry) for entry in self._table.log()]
 
-    def values_ever(self, name: str) -> set[str]:
-        """All values that a column ever had, in any commit."""
-        values: set[str] = set()
-        for commit in range(self._table(None).version() + 1):
-            with storage_errors(str(self.location)):
-                column = content_of(self._table(commit), pa.schema([SCHEMA.field(name)])).column(
-                    name
-                )
-            values.update(v for v in column.to_pylist() if v is not None)
-        return values
+    def paths_ever(self) -> set[str]:
+        """The paths of all volumes that any commit ever named."""
+        paths: set[str] = set()
+        with self._errors():
+            for commit in range(self._table.latest() + 1):
+                paths.update(self._table.read(commit).content.column("path").to_pylist())
+        return paths - {None}
 
     def unneeded_files(self, hours: int) -> list[str]:
-        """Files older than `hours` that no commit needs: what a killed writer left.
+        """Files older than `hours` that no commit needs: what a killed writer left."""
+        with self._errors():
+            return self._table.unneeded_files(hours)
 
-        They are listed, not removed: the table's own vacuum would note itself as a version.
-        """
-        table = self._table(None)
-        with storage_errors(str(self.location)):
-            return table.vacuum(
-                retention_hours=hours,
-                dry_run=True,
-                enforce_retention_duration=False,
-                full=True,
-                keep_versions=list(range(table.version() + 1)),
-            )
-
-    def _table(self, commit: int | None) -> DeltaTable:
+    @contextmanager
+    def _errors(self, commit: int | None = None) -> Iterator[None]:
+        """Say of a table or version that is not there what it means for the dataset."""
         try:
-            return DeltaTable(
-                self.location.url, version=commit, storage_options=self.location.options
-            )
-        except TableNotFoundError as error:
+            yield
+        except FileNotFoundError as error:
             root = self.location.url.removesuffix("/catalog")
             raise DatasetError(
                 f"there is no dataset at {root}: make one with `hqinet ingest SOURCE`"
             ) from error
-        except (OSError, OverflowError, DeltaError) as error:
-            if commit is not None:
-                latest = self._table(None).version()
-                if not 0 <= commit <= latest:
-                    raise DatasetError(
-                        f"there is no commit {commit} at {self.location}: it has 0 to {latest}"
-                    ) from error
-            with storage_errors(str(self.location)):
-                raise
+        except LookupError as error:
+            raise DatasetError(
+                f"there is no commit {commit} at {self.location}: it has 0 to "
+                f"{self._table.latest()}"
+            ) from error
 
 
-def content_of(table: DeltaTable, schema: pa.Schema) -> pa.Table:
-    """The rows of a Delta table, read by Delta's own engine.
-
-    Arrow's reader threads may outlive a short command, and then abort it at its end.
-    """
-    query = QueryBuilder().register("rows", table)
-    names = ", ".join(f'"{name}"' for name in schema.names)
-    rows = query.execute(f"select {names} from rows").read_all()  # noqa: S608 - our own names
-    return pa.table(rows).cast(schema)
-
-
-def _properties(metadata: Mapping[str, Any]) -> CommitProperties:
-    # A string: Delta readers may reorder or retype nested values. No retries: a retry would
-    # replace rows that were never read.
-    return CommitProperties(
-        custom_metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)},
-        max_commit_retries=0,
-    )
-
-
-def _commit(entry: Mapping[str, Any]) -> Commit:
-    noted = json.loads(entry.get(_METADATA, "{}"))
+def _commit(entry: LogEntry) -> Commit:
+    note = entry.note
     return Commit(
-        commit=entry["version"],
-        parent=noted.get("parent"),
-        time=datetime.fromtimestamp(entry["timestamp"] / 1000, UTC),
-        action=noted.get("action", entry.get("operation", "unknown").lower()),
-        cohort=noted.get("cohort"),
-        counts=noted.get("counts", {}),
-        code_version=noted.get("code_version"),
-        details=noted.get("details", {}),
+        commit=entry.number,
+        parent=note.get("parent"),
+        time=datetime.fromtimestamp(entry.milliseconds / 1000, UTC),
+        action=note.get("action", entry.operation.lower()),
+        cohort=note.get("cohort"),
+        counts=note.get("counts", {}),
+        code_version=note.get("code_version"),
+        details=note.get("details", {}),
     )

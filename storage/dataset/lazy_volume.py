@@ -1,10 +1,13 @@
 """Slices of a volume by number, as fast as the store and the codec give them.
 
-Any Zarr reader can read a volume. Zarr's own reads a shard's index again each time, and takes a
-lost shard for air. Here neighbouring slices are one request, and what is lost or damaged is said.
+Any Zarr reader can read a volume. Zarr's own reads a shard's index again each time, and returns
+fill values for a missing shard. Here neighbouring slices are one request, and what is lost or
+damaged is an error that names it.
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import SupportsIndex
 
 import numpy as np
@@ -63,6 +66,17 @@ class LazyVolume:
         ends = sorted((named[0], named[-1])) if named else (0, -1)
         return self._run(ends[0], ends[1] + 1)[:: named.step][:, *inside]
 
+    def check_indices(self) -> None:
+        """Look at the index that ends each shard; no slice is read.
+
+        Raises:
+            DatasetError: a shard is not there, or cut off.
+        """
+        for shard in range(-(-len(self) // self._shard)):
+            name = self._name(shard)
+            with self._errors(name):
+                self._chunks(shard, name)
+
     def _run(self, start: int, stop: int) -> NDArray[np.int16]:
         hu = np.empty((stop - start, *self.shape[1:]), self.dtype)
         done = 0
@@ -75,15 +89,24 @@ class LazyVolume:
 
     def _read(self, shard: int, inside: slice, hu: NDArray[np.int16]) -> None:
         """Decode the chunks `inside` a shard into `hu`."""
-        name = f"{self._dose}/c/{shard}/0/0"
+        name = self._name(shard)
+        with self._errors(name):
+            chunks = self._chunks(shard, name)[inside]
+            begin = int(chunks["offset"].min())
+            end = int((chunks["offset"] + chunks["size"]).max())
+            read = memoryview(obstore.get_range(self._store, name, start=begin, end=end))
+            for image, (offset, size) in zip(hu, chunks.tolist(), strict=True):
+                shards.decode(read[offset - begin : offset - begin + size], image)
+
+    def _name(self, shard: int) -> str:
+        return f"{self._dose}/c/{shard}/0/0"
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Say of a shard that is lost or damaged which one it is and what to do."""
         with storage_errors(f"{self._volume}/{name}"):
             try:
-                chunks = self._chunks(shard, name)[inside]
-                begin = int(chunks["offset"].min())
-                end = int((chunks["offset"] + chunks["size"]).max())
-                read = memoryview(obstore.get_range(self._store, name, start=begin, end=end))
-                for image, (offset, size) in zip(hu, chunks.tolist(), strict=True):
-                    shards.decode(read[offset - begin : offset - begin + size], image)
+                yield
             except FileNotFoundError as error:
                 raise DatasetError(
                     f"{self._volume}/{name}: not there: look whether its disk or bucket is, then "

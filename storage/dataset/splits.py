@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-from storage.errors import StorageError
+from storage.errors import SplitError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -95,12 +95,12 @@ def read_csv(file: Path) -> str:
     """The text of a CSV file.
 
     Raises:
-        StorageError: it is not UTF-8.
+        SplitError: it is not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise StorageError(
+        raise SplitError(
             f"{file} is not UTF-8 (byte {error.start}): save it as `CSV UTF-8`"
         ) from error
 
@@ -109,11 +109,11 @@ def from_csv(text: str) -> dict[str, Split]:
     """Read what `to_csv` wrote, or what a hand made of it.
 
     Raises:
-        StorageError: a column is missing, a split unknown, or a patient named twice.
+        SplitError: a column is missing, a split unknown, or a patient named twice.
     """
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))
     if not {"patient", "split"} <= set(reader.fieldnames or ()):
-        raise StorageError(
+        raise SplitError(
             f"the split file has the columns {reader.fieldnames}; it needs `patient,split`"
         )
     splits: dict[str, Split] = {}
@@ -121,11 +121,11 @@ def from_csv(text: str) -> dict[str, Split]:
         patient, name = (row["patient"] or "").strip(), (row["split"] or "").strip()
         split = next((s for s in SPLITS if s == name), None)
         if split is None:
-            raise StorageError(
+            raise SplitError(
                 f"line {line} of the split file: split {name!r}; it must be one of {SPLITS}"
             )
         if not patient or patient in splits:
-            raise StorageError(
+            raise SplitError(
                 f"line {line} of the split file: patient {patient!r} is "
                 f"{'named twice' if patient else 'empty'}; name each patient once"
             )

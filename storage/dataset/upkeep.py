@@ -1,32 +1,21 @@
-"""Looking after a dataset for years: compare, verify, roll back, collect garbage, fix splits."""
+"""Looking after a dataset for years: compare, verify, roll back, fix splits by hand."""
 
-import math
-import re
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import obstore
 
 from storage.dataset import splits, volumes
-from storage.dataset.catalog import Row
+from storage.dataset.rows import Refused, Reserved, Row, order
+from storage.dataset.splits import Split
 from storage.dataset.versions import Dataset, Snapshot
-from storage.errors import DatasetError, StorageError
-from storage.stores.location import Location, storage_errors
-
-# A running ingest has volumes that no commit names yet; none runs longer than this.
-GRACE = timedelta(hours=24)
+from storage.errors import DatasetError, SplitError, StorageError
 
 
 @dataclass(frozen=True)
 class Move:
-    """A patient whose split differs."""
+    """A patient whose split differs; None for one who has none."""
 
     patient: str
     before: str | None
-    after: str
+    after: str | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class Difference:
     Attributes:
         changed: patients in both with another volume.
         moved: patients in both with another split; only a hand moves one.
-        refused, mended: cohort, patient or source, and code, in `after` only, in `before` only.
+        refused, resolved: cohort, patient or source, and code, in `after` only, in `before` only.
     """
 
     before: int
@@ -46,7 +35,7 @@ class Difference:
     changed: list[str]
     moved: list[Move]
     refused: list[str]
-    mended: list[str]
+    resolved: list[str]
 
 
 def diff(before: Snapshot, after: Snapshot) -> Difference:
@@ -63,13 +52,12 @@ def diff(before: Snapshot, after: Snapshot) -> Difference:
         changed=[p for p in both if old[p].digest != new[p].digest],
         moved=[Move(p, old[p].split, new[p].split) for p in both if old[p].split != new[p].split],
         refused=sorted(new_refusals - old_refusals),
-        mended=sorted(old_refusals - new_refusals),
+        resolved=sorted(old_refusals - new_refusals),
     )
 
 
 def _refusals(snapshot: Snapshot) -> set[str]:
-    refused = (row for row in snapshot.entries if row.status == "refused")
-    return {f"{row.cohort}: {row.patient or row.source}: {row.code}" for row in refused}
+    return {f"{row.cohort}: {row.patient or row.source}: {row.code}" for row in snapshot.refused}
 
 
 @dataclass(frozen=True)
@@ -96,13 +84,12 @@ class Verification:
 
 
 def verify(snapshot: Snapshot, *, deep: bool = False) -> Verification:
-    """Check that every volume of a commit is there; deep: that every pixel is as it was written."""
+    """Check that every volume of a commit is whole; deep: that every pixel is as it was written."""
     problems = []
     patients = snapshot.patients()
     for row in patients:
-        expected = (row.slices, *row.matrix)
         try:
-            volumes.check(snapshot.location, row.path, expected)
+            volumes.check(snapshot.location, row)
             if deep and (found := volumes.digest(snapshot.location, row.path)) != row.digest:
                 message = f"digest {found[:12]}, committed was {row.digest[:12]}"
                 problems.append(Problem(row.patient, row.path, message))
@@ -128,60 +115,60 @@ def rollback(dataset: Dataset, commit: int) -> Snapshot:
         )
 
     def decide(current: Snapshot) -> list[Row] | None:
-        rows = {(row.cohort, row.key): row for row in old.entries if row.status != "reserved"}
-        today = {row.patient: row.split for row in current.entries if row.split}
-        for key, row in rows.items():
-            if row.split:
-                rows[key] = replace(row, split=today.get(row.patient, row.split))
-        known = {row.patient for row in rows.values() if row.status == "accepted"}
-        for row in current.entries:
-            if row.split and row.patient not in known:
-                reserved = reserve(row.patient or "", row.cohort, row.split)
-                rows[reserved.cohort, reserved.key] = reserved
-        after = sorted(rows.values(), key=lambda row: (row.key, row.cohort))
-        return after if after != list(current.entries) else None
+        today = current.splits
+        rows: list[Row] = [*old.refused]
+        rows += [replace(row, split=today.get(row.patient, row.split)) for row in old.patients()]
+        known = {row.patient for row in old.patients()}
+        rows += [
+            Reserved(patient=row.patient, cohort=row.cohort, split=row.split)
+            for row in current.rows
+            if not isinstance(row, Refused) and row.split and row.patient not in known
+        ]
+        after = sorted(rows, key=order)
+        return after if after != list(current.rows) else None
 
     return dataset.commit(decide, action="rollback", details=lambda: {"to": commit})
 
 
-def reserve(patient: str, cohort: str, split: str) -> Row:
-    """The row that remembers the split of a patient without data in a commit."""
-    return Row(
-        key=f"patient:{patient}", cohort=cohort, status="reserved", patient=patient, split=split
-    )
-
-
 def export_splits(snapshot: Snapshot) -> str:
     """CSV `patient,split` of all patients that have one, reserved ones too."""
-    rows = ((row.patient, row.split) for row in snapshot.entries if row.split and row.patient)
-    return splits.to_csv({p: s for p, name in rows for s in splits.SPLITS if s == name})
+    return splits.to_csv(snapshot.splits)
 
 
-def import_splits(dataset: Dataset, text: str) -> tuple[Snapshot, list[Move]]:
-    """Fix splits by hand from a CSV; patients who are yet to come are reserved.
+def import_splits(
+    dataset: Dataset, text: str, *, reserve: bool = False
+) -> tuple[Snapshot, list[Move]]:
+    """Fix splits by hand from a CSV.
+
+    Args:
+        reserve: remember splits of patients who are yet to come; without it an ID that is not in
+            the dataset is taken for a slip of the pen.
 
     Returns:
         the new commit, or the latest if nothing moves, and what moved.
 
     Raises:
-        StorageError: the CSV does not say what it should.
+        SplitError: the CSV does not say what it should, or names a patient who is not there.
     """
     wanted = splits.from_csv(text)
     moves: list[Move] = []
 
     def decide(current: Snapshot) -> list[Row] | None:
-        moves.clear()
-        rows = {(row.cohort, row.key): row for row in current.entries}
-        having = {row.patient: row for row in current.entries if row.status != "refused"}
-        for patient, split in sorted(wanted.items()):
-            row = having.get(patient)
-            before = row.split if row else None
-            if before == split:
-                continue
-            moves.append(Move(patient, before, split))
-            new = replace(row, split=split) if row else reserve(patient, "", split)
-            rows[new.cohort, new.key] = new
-        return list(rows.values()) if moves else None
+        today = current.splits
+        if not reserve:
+            _require_known(wanted.keys() - today.keys(), len(wanted))
+        moves[:] = [
+            Move(patient, today.get(patient), split)
+            for patient, split in sorted(wanted.items())
+            if today.get(patient) != split
+        ]
+        new = [
+            Reserved(patient=move.patient, cohort="", split=wanted[move.patient])
+            for move in moves
+            if move.before is None
+        ]
+        rows = [_moved(row, wanted) for row in current.rows]
+        return sorted([*rows, *new], key=order) if moves else None
 
     def details() -> dict[str, object]:
         return {"moved": {move.patient: [move.before, move.after] for move in moves}}
@@ -190,110 +177,47 @@ def import_splits(dataset: Dataset, text: str) -> tuple[Snapshot, list[Move]]:
     return snapshot, moves
 
 
-@dataclass(frozen=True)
-class Garbage:
-    """What no commit needs.
+def release_splits(dataset: Dataset, patients: list[str]) -> tuple[Snapshot, list[Move]]:
+    """Forget the reserved splits of patients without data.
 
-    Attributes:
-        volumes, files, scratch: paths; of volumes, of the catalog and half-written files, and of
-            the scratch folder.
-        bytes: that the volumes take.
-        removed: False for a dry run.
+    Raises:
+        SplitError: one of them has data, whose split never goes, or no split.
     """
+    moves: list[Move] = []
 
-    volumes: list[str]
-    files: list[str]
-    scratch: list[str]
-    bytes: int
-    removed: bool
+    def decide(current: Snapshot) -> list[Row]:
+        reserved = {row.patient: row.split for row in current.rows if isinstance(row, Reserved)}
+        for patient in patients:
+            if patient not in reserved:
+                has = "has data in the dataset" if patient in current.splits else "has no split"
+                raise SplitError(
+                    f"patient {patient!r} {has}: only a reserved split can be released; "
+                    "`hqinet dataset splits export FILE` lists all"
+                )
+        moves[:] = [Move(patient, reserved[patient], None) for patient in sorted(set(patients))]
+        return [
+            row
+            for row in current.rows
+            if not (isinstance(row, Reserved) and row.patient in patients)
+        ]
 
+    def details() -> dict[str, object]:
+        return {"released": {move.patient: move.before for move in moves}}
 
-def collect_garbage(
-    dataset: Dataset, scratch: Path | None = None, *, dry_run: bool, grace: timedelta = GRACE
-) -> Garbage:
-    """Remove volumes that no commit ever named, files of killed writers, and old scratch.
-
-    Args:
-        scratch: the home's scratch folder, to clear it too.
-        dry_run: list, remove nothing.
-        grace: what is younger is left alone: a running ingest may need it.
-    """
-    location = dataset.location
-    before = datetime.now(UTC) - grace
-    needed = dataset.catalog.values_ever("path")
-    unneeded, size = _unneeded_volumes(location, needed, before)
-    # The table counts whole hours: rather one file too many is left than one that is needed gone.
-    hours = max(0, math.ceil(grace / timedelta(hours=1)))
-    files = [f"catalog/{name}" for name in dataset.catalog.unneeded_files(hours)]
-    halves = _half_written(location, before)
-    leftovers = _old_scratch(scratch, before) if scratch else []
-    if not dry_run:
-        with storage_errors(str(location)):
-            for path in unneeded:
-                _remove_volume(location, path, before)
-            if files:
-                obstore.delete(location.store(), files)
-            for file in halves:
-                file.unlink(missing_ok=True)
-            for entry in leftovers:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-    return Garbage(
-        unneeded,
-        [*files, *(file.relative_to(location.url).as_posix() for file in halves)],
-        [entry.name for entry in leftovers],
-        size,
-        removed=not dry_run,
-    )
+    snapshot = dataset.commit(decide, action="splits", details=details)
+    return snapshot, moves
 
 
-def _unneeded_volumes(
-    location: Location, needed: Iterable[str], before: datetime
-) -> tuple[list[str], int]:
-    keep, newest, size = set(needed), {}, {}
-    with storage_errors(str(location)):
-        for batch in obstore.list(location.store(), "volumes"):
-            for entry in batch:
-                path = "/".join(entry["path"].split("/")[:3])
-                newest[path] = max(newest.get(path, entry["last_modified"]), entry["last_modified"])
-                size[path] = size.get(path, 0) + entry["size"]
-    found = sorted(path for path in newest if path not in keep and newest[path] < before)
-    return found, sum(size[path] for path in found)
+def _require_known(unknown: set[str], count: int) -> None:
+    if unknown:
+        raise SplitError(
+            f"{len(unknown)} of {count} patients of the split file are not in the dataset, the "
+            f"first is {min(unknown)!r}: look at the spelling (`hqinet dataset show`), or reserve "
+            "splits for patients who are yet to come with --reserve"
+        )
 
 
-def _remove_volume(location: Location, path: str, before: datetime) -> None:
-    """Remove a volume, its marker of completeness first; not if it was written again just now."""
-    store = location.store()
-    objects = [entry for batch in obstore.list(store, path) for entry in batch]
-    if any(entry["last_modified"] >= before for entry in objects):
-        return
-    marker = f"{path}/zarr.json"
-    obstore.delete(store, [e["path"] for e in objects if e["path"] == marker])
-    obstore.delete(store, [e["path"] for e in objects if e["path"] != marker])
-    if not location.remote:
-        shutil.rmtree(Path(location.url) / path, ignore_errors=True)
-
-
-def _half_written(location: Location, before: datetime) -> list[Path]:
-    """Staged files of a killed local writer (`name#1`); an object store has none."""
-    if location.remote:
-        return []
-    files = (f for f in Path(location.url).rglob("*#*") if re.search(r"#\d+$", f.name))
-    return [file for file in files if file.is_file() and _modified(file) < before]
-
-
-def _old_scratch(scratch: Path, before: datetime) -> list[Path]:
-    if not scratch.is_dir():
-        return []
-    return [
-        entry
-        for entry in sorted(scratch.iterdir())
-        if max(map(_modified, [entry, *entry.rglob("*")])) < before
-    ]
-
-
-def _modified(file: Path) -> datetime:
-    try:
-        return datetime.fromtimestamp(file.lstat().st_mtime, UTC)
-    except FileNotFoundError:
-        # Someone is at work here: as young as can be.
-        return datetime.now(UTC)
+def _moved(row: Row, wanted: dict[str, Split]) -> Row:
+    if isinstance(row, Refused) or row.patient not in wanted:
+        return row
+    return replace(row, split=wanted[row.patient])

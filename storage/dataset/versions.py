@@ -10,19 +10,18 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from storage.dataset import volumes
-from storage.dataset.catalog import SCHEMA, Catalog, Commit, Row, rows_digest
-from storage.dataset.splits import SPLITS
+from storage.dataset.catalog import Catalog, Commit
+from storage.dataset.rows import Accepted, Refused, Reserved, Row, order, rows_digest
+from storage.dataset.splits import SPLITS, Split
 from storage.dataset.volumes import StoredPair
 from storage.errors import Conflict, DatasetError
-from storage.ingest.cohort import OTHER
 from storage.provenance import code_version
 from storage.stores.location import Location
 
@@ -30,54 +29,24 @@ _ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
-class PatientRow:
-    """An accepted patient of a commit.
-
-    Attributes:
-        matrix: (rows, columns).
-        spacing: (z, y, x) in mm.
-        dose_fraction: dose of the low series as a share of the full dose, where it is known.
-        path: of the volume below the dataset's root.
-        note: what ingestion did to the data (cropped, rounded, clipped, chosen); None if nothing.
-    """
-
-    patient: str
-    cohort: str
-    split: str
-    slices: int
-    matrix: tuple[int, int]
-    spacing: tuple[float, float, float]
-    anatomy: str
-    dose_fraction: float | None
-    vendor: str
-    digest: str
-    path: str
-    note: str | None
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """One commit of the dataset; nothing that happens later changes it.
 
     Attributes:
+        identity: UUID of the dataset; a copy of it has the same.
         parent: the commit it was decided from; None for the empty dataset.
         digest: SHA-256 of the accepted and refused rows.
-        entries: all rows of the catalog, reserved splits too.
+        rows: all of them, sorted; reserved splits too.
     """
 
     location: Location
+    identity: str
     commit: int
     parent: int | None
     digest: str
-    entries: tuple[Row, ...] = field(repr=False)
+    rows: tuple[Row, ...] = field(repr=False)
 
-    @cached_property
-    def rows(self) -> pd.DataFrame:
-        """Accepted and refused rows, one column an attribute of `storage.dataset.catalog.Row`."""
-        kept = [asdict(row) for row in self.entries if row.status != "reserved"]
-        return pd.DataFrame(kept, columns=SCHEMA.names)
-
-    def patients(self, split: str | None = None) -> list[PatientRow]:
+    def patients(self, split: str | None = None) -> list[Accepted]:
         """The accepted patients, of one split or of all, sorted by patient.
 
         Raises:
@@ -85,8 +54,23 @@ class Snapshot:
         """
         if split is not None and split not in SPLITS:
             raise DatasetError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}")
-        chosen = (row for row in self._accepted.values() if split in (None, row.split))
-        return sorted(map(_patient_row, chosen), key=lambda row: row.patient)
+        return [row for row in self._accepted.values() if split in (None, row.split)]
+
+    @property
+    def refused(self) -> list[Refused]:
+        """The refusals that stand."""
+        return [row for row in self.rows if isinstance(row, Refused)]
+
+    @property
+    def cohorts(self) -> list[str]:
+        """The names of the deliveries that accepted and refused rows came with, sorted."""
+        return sorted({row.cohort for row in self.rows if not isinstance(row, Reserved)})
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The split of every patient who has one, reserved ones too."""
+        placed = (row for row in self.rows if not isinstance(row, Refused))
+        return {row.patient: row.split for row in placed if row.split}
 
     def volume(self, patient: str) -> StoredPair:
         """The pair of a patient, read lazily.
@@ -99,11 +83,12 @@ class Snapshot:
                 f"patient {patient!r} is not in commit {self.commit}; "
                 "`hqinet dataset show` lists who is"
             )
-        return volumes.open_volume(self.location, self._accepted[patient].path or "", patient)
+        return volumes.open_volume(self.location, self._accepted[patient])
 
     @cached_property
-    def _accepted(self) -> dict[str, Row]:
-        return {row.patient or "": row for row in self.entries if row.status == "accepted"}
+    def _accepted(self) -> dict[str, Accepted]:
+        accepted = (row for row in self.rows if isinstance(row, Accepted))
+        return {row.patient: row for row in sorted(accepted, key=attrgetter("patient"))}
 
 
 class Dataset:
@@ -128,12 +113,22 @@ class Dataset:
         Raises:
             DatasetError: there is no dataset here, or no such commit.
         """
-        return self._snapshot(*self.catalog.read(commit))
+        content = self.catalog.read(commit)
+        return self._snapshot(content.identity, content.commit, content.rows)
 
-    def _snapshot(self, commit: int, rows: Sequence[Row]) -> Snapshot:
-        rows = tuple(sorted(rows, key=lambda row: (row.key, row.cohort)))
+    @property
+    def identity(self) -> str:
+        """UUID of the dataset, made with it; models and evaluations belong to one dataset.
+
+        Raises:
+            DatasetError: there is no dataset here.
+        """
+        return self.catalog.read(0).identity
+
+    def _snapshot(self, identity: str, commit: int, rows: Sequence[Row]) -> Snapshot:
+        rows = tuple(sorted(rows, key=order))
         parent = commit - 1 if commit else None
-        return Snapshot(self.location, commit, parent, rows_digest(rows), rows)
+        return Snapshot(self.location, identity, commit, parent, rows_digest(rows), rows)
 
     def log(self) -> list[Commit]:
         """All commits, newest first."""
@@ -177,7 +172,7 @@ class Dataset:
                 # Many writers at once must not meet again at the same moment.
                 time.sleep(random.uniform(0, 0.05 * min(attempt + 1, 20)))  # noqa: S311
                 continue
-            return self._snapshot(number, rows)
+            return self._snapshot(current.identity, number, rows)
         raise Conflict(
             f"{self.location}: {_ATTEMPTS} commits of others came first; run again when it is quiet"
         )
@@ -185,27 +180,10 @@ class Dataset:
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
     """Accepted and refused rows, and accepted patients of each split."""
-    of_status = Counter(row.status for row in rows)
-    of_split = Counter(row.split for row in rows if row.status == "accepted")
+    accepted = [row for row in rows if isinstance(row, Accepted)]
+    of_split = Counter(row.split for row in accepted)
     return {
-        "accepted": of_status["accepted"],
-        "refused": of_status["refused"],
+        "accepted": len(accepted),
+        "refused": sum(isinstance(row, Refused) for row in rows),
         **{split: of_split[split] for split in SPLITS},
     }
-
-
-def _patient_row(row: Row) -> PatientRow:
-    return PatientRow(
-        patient=row.patient or "",
-        cohort=row.cohort,
-        split=row.split or "",
-        slices=row.slices or 0,
-        matrix=(row.rows or 0, row.columns or 0),
-        spacing=(row.spacing_z or 0.0, row.spacing_y or 0.0, row.spacing_x or 0.0),
-        anatomy=row.anatomy or "unknown",
-        dose_fraction=row.dose_fraction,
-        vendor=row.vendor or OTHER,
-        digest=row.digest or "",
-        path=row.path or "",
-        note=row.note,
-    )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset as Header
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import AMBIGUOUS_VR, VR
 
@@ -91,3 +92,11 @@ class Attributes:
 @lru_cache(1000)
 def _converted(element: RawDataElement, encodings: tuple[str, ...]) -> Any:  # noqa: ANN401
     return convert_raw_data_element(element, encoding=list(encodings)).value
+
+
+def text(source: Group | None, keyword: str) -> str:
+    """An attribute as text; the first of several values, empty when absent."""
+    value = source.get(keyword) if source is not None else None
+    if isinstance(value, MultiValue):
+        value = value[0] if value else None
+    return "" if value is None else str(value).strip(" \0")

@@ -139,7 +139,7 @@ def _macros(header: Group, keyword: str) -> list[Group | None]:
     return [(own.get(keyword) or common)[0] for own in per_frame]
 
 
-def begun(stream: BinaryIO) -> int | None:
+def count_frames(stream: BinaryIO) -> int | None:
     """How many frames begin in compressed pixels; None if one fragment does not follow another.
 
     A frame may go over several fragments (DICOM PS3.5 A.4): counted are those that begin as an

@@ -1,5 +1,6 @@
 """The pixels of an ordered series -> HU, a slice at a time."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -10,14 +11,14 @@ import pydicom
 from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian
 
-from storage.dataset.volumes import AIR, is_flat
-from storage.dicom.series import SHOWN_FILES, Series, Slice
-from storage.refusals import Code, Refused
+from storage.dicom.series import Series, Slice
+from storage.hounsfield import AIR, is_flat
+from storage.refusals import SHOWN_FILES, Code, Refusal
 
 _LARGEST = np.iinfo(np.int16).max
 
 
-class SliceReader:
+class HuDecoder:
     """Yields the slices of a series as int16 HU, (rows, columns), and takes note of what it did.
 
     Attributes:
@@ -38,16 +39,10 @@ class SliceReader:
         """Read, one slice in memory at a time.
 
         Raises:
-            Refused: a file cannot be decoded, or slices between others are of one value.
+            Refusal: a file cannot be decoded or is another by now, or slices between others are
+                of one value.
             OSError, MemoryError: disk or memory failed; the file may be well.
         """
-        try:
-            yield from self._slices()
-        except Refused as refused:
-            reason = f"{self._series.role}-dose series: {refused.reason}"
-            raise Refused(refused.code, reason, refused.files) from refused
-
-    def _slices(self) -> Iterator[np.ndarray]:
         for path, group in groupby(self._series.slices, key=attrgetter("path")):
             slices = list(group)
             images = self._decode(path, slices)
@@ -64,11 +59,14 @@ class SliceReader:
             # By far the most CT is uncompressed: reading it needs no second look at the header.
             count = self._series.rows * self._series.columns
             with file.open("rb") as stream:
+                _check_unchanged(slices[0], os.fstat(stream.fileno()))
                 for item in slices:
                     start = stored.offset + item.frame * count * np.dtype(stored.dtype).itemsize
                     stream.seek(start)
                     yield np.fromfile(stream, stored.dtype, count)
-        elif len(slices) == 1 and slices[0].frame == 0:
+            return
+        _check_unchanged(slices[0], file.stat())
+        if len(slices) == 1 and slices[0].frame == 0:
             header = _open(file)
             header.pixel_array_options(correct_unused_bits=False)
             yield header.pixel_array
@@ -80,15 +78,15 @@ class SliceReader:
         shape = self._series.rows, self._series.columns
         try:
             return next(images).reshape(shape)
-        except (OSError, MemoryError):
-            # Of this machine, not of the file: tried again, now and in the next ingest.
+        except (OSError, MemoryError, Refusal):
+            # Of this machine or moment, not of the file: tried again in the next ingest.
             raise
         except Exception as error:  # decoders raise anything on damaged data
             reason = (
                 f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]}: damaged or "
                 "cut off"
             )
-            raise Refused(Code.UNREADABLE, reason, (path,)) from error
+            raise Refusal(Code.UNREADABLE, reason, (path,)) from error
 
     def _to_hu(self, stored: np.ndarray, item: Slice) -> np.ndarray:
         """HU = slope x stored value + intercept (DICOM PS3.3 C.11.1.1.2); padding is air."""
@@ -121,7 +119,7 @@ class SliceReader:
         slices = self._series.slices
         body = [i for i, flat in enumerate(self._flat) if flat is None]
         if not body:
-            raise Refused(
+            raise Refusal(
                 Code.ZERO_VARIANCE,
                 f"all {len(slices)} slices are of one value each, the first of {self._flat[0]} HU",
                 tuple(item.path for item in slices[:SHOWN_FILES]),
@@ -130,19 +128,31 @@ class SliceReader:
         inside = [i for i in range(body[0], body[-1]) if self._flat[i] is not None]
         if inside:
             first = inside[0]
-            raise Refused(
+            position = self._series.geometry.positions[first]
+            raise Refusal(
                 Code.ZERO_VARIANCE,
                 f"{len(inside)} of {len(slices)} slices lie between others and are of one value "
-                f"each, the first of {self._flat[first]} HU at {slices[first].position:g} mm",
+                f"each, the first of {self._flat[first]} HU at {position:g} mm",
                 tuple(slices[i].path for i in inside[:SHOWN_FILES]),
             )
+
+
+def _check_unchanged(item: Slice, status: os.stat_result) -> None:
+    """The file is the one whose header was read: a delivery may still be on its way."""
+    if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
+        raise Refusal(
+            Code.FILE_CHANGED,
+            f"a file of {item.size} bytes when its header was read has {status.st_size} bytes or "
+            "another time by now: ingest again when the delivery is complete",
+            (item.path,),
+        )
 
 
 def _narrowest(values: np.ndarray, slope: int, intercept: int) -> type[np.signedinteger]:
     """The narrowest integer that holds values, factors and results: half the memory, twice as fast.
 
     Raises:
-        Refused: none does, as with no image that is CT.
+        Refusal: none does, as with no image that is CT.
     """
     ends = int(values.min()), int(values.max())
     reached = [slope, intercept, *ends]
@@ -151,7 +161,7 @@ def _narrowest(values: np.ndarray, slope: int, intercept: int) -> type[np.signed
         limits = np.iinfo(kind)
         if limits.min <= min(reached) and max(reached) <= limits.max:
             return kind
-    raise Refused(
+    raise Refusal(
         Code.NOT_HU, f"stored values {ends} with slope {slope} and intercept {intercept}: no CT"
     )
 
@@ -175,7 +185,7 @@ def _measured(values: np.ndarray, item: Slice) -> np.ndarray:
     """The bits of the pixel that are measurement, whatever the rest of its word holds.
 
     Raises:
-        Refused: bits below the lowest of them are used, so HighBit is wrong.
+        Refusal: bits below the lowest of them are used, so HighBit is wrong.
     """
     bits, high = item.stored.bits, item.stored.high
     width, lowest = values.dtype.itemsize * 8, high + 1 - bits
@@ -184,7 +194,7 @@ def _measured(values: np.ndarray, item: Slice) -> np.ndarray:
     # Above them overlays may stand; values that do not begin at bit 0 are left-aligned, as old
     # files have them, and then nothing is below.
     if lowest and (values & ((1 << lowest) - 1)).any():
-        raise Refused(
+        raise Refusal(
             Code.UNSUPPORTED_PIXELS,
             f"BitsStored {bits} up to HighBit {high}, and values in the bits below; "
             f"expected HighBit {bits - 1}",

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import CohortFileError
+from storage.vocabulary import Anatomy, anatomy_of, collection_anatomy
 
 
 class Role(StrEnum):
@@ -38,7 +39,6 @@ def _compiles(pattern: str) -> str:
 SYNTHETIC = "synthetic-demo"
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
-Anatomy = Literal["head", "neck", "chest", "abdomen", "pelvis", "trunk", "spine", "limb", "unknown"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 # A word is bounded by anything that is no letter or digit: `_` and `-` bound words in file names.
@@ -189,31 +189,25 @@ def patient_key(rules: CohortRules, path: str, patient_id: str) -> str | None:
     if rule.source == "id" and named:
         key = _key(rule.pattern, named) if rule.pattern else named
     else:
-        pattern = rule.pattern or r"(?<![A-Za-z0-9])[NCL]\d{3}(?![A-Za-z0-9])"
-        key = _key(pattern, path)
+        key = _key(rule.pattern, path) if rule.pattern else _collection_key(path)
     return f"{rule.prefix}{key}" if key else None
 
 
 def _key(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
+    found = re.search(pattern, text, re.IGNORECASE)
     if not found:
         return None
     return found["key"] if "key" in found.re.groupindex else found[0]
 
 
-_COLLECTION: Mapping[str, Anatomy] = {"N": "head", "C": "chest", "L": "abdomen"}
+def _collection_key(path: str) -> str | None:
+    """The patient that a path of the public collection names."""
+    found = re.search(r"(?<![A-Za-z0-9])[NCL]\d{3}(?![A-Za-z0-9])", path)
+    return found[0] if found else None
+
+
 # Dose of the simulated series in the public collection; known for its naming alone.
 _COLLECTION_DOSE: Mapping[Anatomy, float] = {"head": 0.25, "chest": 0.10, "abdomen": 0.25}
-_BODY_PARTS: Sequence[tuple[str, Anatomy]] = (
-    (r"(CHEST|THORAX|LUNG).*(ABD|PELV)|TRUNK|WHOLE ?BODY|NECK.*(ABD|PELV)", "trunk"),
-    (r"HEAD|BRAIN|SKULL|FACE|SINUS|ORBIT|IAC|TEMPORAL", "head"),
-    (r"SPINE", "spine"),
-    (r"NECK|LARYNX", "neck"),
-    (r"CHEST|THORAX|LUNG|HEART|CARDIAC|CORONARY", "chest"),
-    (r"ABD|LIVER|KIDNEY|PANCREAS|COLON|STOMACH", "abdomen"),
-    (r"PELVIS|HIP|BLADDER|PROSTATE|UTERUS", "pelvis"),
-    (r"EXTREM|LIMB|LEG|KNEE|ANKLE|FOOT|THIGH|CALF|ARM|HAND|WRIST|ELBOW|SHOULDER|FEMUR", "limb"),
-)
 
 
 def anatomy(rules: CohortRules, key: str, body_part: str) -> Anatomy:
@@ -226,14 +220,9 @@ def anatomy(rules: CohortRules, key: str, body_part: str) -> Anatomy:
     if isinstance(rules.anatomy, str):
         return rules.anatomy
     for pattern, word in (rules.anatomy or {}).items():
-        if re.search(pattern, key):
+        if _found([pattern], key):
             return word
-    if re.fullmatch(r"[NCL]\d{3}", key):
-        return _COLLECTION[key[0]]
-    for pattern, word in _BODY_PARTS:
-        if re.search(pattern, body_part, re.IGNORECASE):
-            return word
-    return "unknown"
+    return collection_anatomy(key) or anatomy_of(body_part)
 
 
 def dose_fraction(rules: CohortRules, key: str, part: Anatomy) -> float | None:
@@ -242,36 +231,4 @@ def dose_fraction(rules: CohortRules, key: str, part: Anatomy) -> float | None:
         return rules.dose_fraction
     if rules.dose_fraction:
         return rules.dose_fraction.get(part)
-    return _COLLECTION_DOSE.get(part) if re.fullmatch(r"[NCL]\d{3}", key) else None
-
-
-OTHER = "other"
-"""A vendor or kernel that is no word of the vocabularies."""
-_VENDORS = (
-    (r"siemens", "Siemens"),
-    (r"^\s*ge\b|general electric", "GE"),
-    (r"philips", "Philips"),
-    (r"toshiba|canon", "Canon"),
-    (r"united ?imaging|uih", "United Imaging"),
-    (r"hitachi|fuji", "Hitachi"),
-    (r"neusoft", "Neusoft"),
-)
-_KERNELS = (
-    r"[BDHJTUI][A-Za-z]?\d{2}[a-z]?"  # Siemens
-    r"|SOFT|STANDARD|STND|DETAIL|LUNG|BONE|BONEPLUS|EDGE|CHEST|ULTRA"  # GE
-    r"|Y?[A-EL]|YA|YB"  # Philips
-    r"|FC\d{2}"  # Canon
-)
-
-
-def vendor(manufacturer: str) -> str:
-    """Manufacturer (0008,0070) as a word of a fixed vocabulary."""
-    for pattern, word in _VENDORS:
-        if re.search(pattern, manufacturer, re.IGNORECASE):
-            return word
-    return OTHER
-
-
-def kernel(value: str) -> str:
-    """ConvolutionKernel (0018,1210) where it is a vendor's known name; free text is `OTHER`."""
-    return value if re.fullmatch(_KERNELS, value) else OTHER
+    return _COLLECTION_DOSE.get(part) if collection_anatomy(key) else None

@@ -1,28 +1,34 @@
-"""A pair -> a volume in the store, as a row to be committed; the unit of work of a cluster."""
+"""A plan -> rows: pairs that are new or changed are read, each a unit of work of a cluster."""
 
-import json
 import os
 import uuid
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from storage.dataset import volumes
-from storage.dataset.catalog import Row
-from storage.dicom.pixels import SliceReader
+from storage.dataset import keys, writing
+from storage.dataset.rows import Accepted, Refused
+from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series
-from storage.ingest.pairing import Pair, Refusal
-from storage.ingest.pseudonyms import Pseudonyms
-from storage.refusals import Code, Refused
-from storage.stores.location import Location, storage_errors
+from storage.errors import StorageError, StoreError
+from storage.ingest.delivery import Delivery, Run
+from storage.ingest.memory import ConversionMemory
+from storage.ingest.pairing import Pair
+from storage.ingest.planning import Plan, refused_row
+from storage.ingest.recall import recall
+from storage.refusals import Code, Refusal
+from storage.stores import files
+from storage.stores.location import Location
 
-_RECENT = timedelta(hours=12)
+_SMALLEST = 8
+"""CT is never stored in less than an eighth of its bytes; body images take two fifths."""
 
 
 @dataclass(frozen=True)
 class Conversion:
     """Reads pairs of one delivery and writes them as volumes; picklable, for a cluster.
+
+    It knows no secret: what it names is hashed where the delivery is held.
 
     Attributes:
         root: of the delivery.
@@ -34,10 +40,9 @@ class Conversion:
     location: Location
     scratch: Path
     cohort: str
-    names: Pseudonyms
 
-    def __call__(self, pair: Pair) -> Row:
-        """Convert one pair; the row is accepted, without split, or refused.
+    def __call__(self, pair: Pair) -> Accepted | Refusal:
+        """Convert one pair; the row is without split.
 
         Raises:
             StorageError: scratch or store cannot be written.
@@ -45,53 +50,39 @@ class Conversion:
         """
         try:
             return self._convert(pair)
-        except Refused as refused:
-            return refused_row(
-                Refusal(
-                    f"refused:{pair.patient}",
-                    pair.patient,
-                    refused.code,
-                    refused.reason,
-                    pair.source,
-                    tuple(map(self.names.path, refused.files)),
-                ),
-                self.cohort,
-                pair.fingerprint,
-            )
+        except Refusal as refusal:
+            return refusal
 
-    def _convert(self, pair: Pair) -> Row:
-        low, full = SliceReader(self.root, pair.low), SliceReader(self.root, pair.full)
-        shape = (len(pair.full.slices), pair.full.rows, pair.full.columns)
-        written = volumes.write(
+    def _convert(self, pair: Pair) -> Accepted:
+        series = {"low": pair.low.series, "full": pair.full.series}
+        decoders = {dose: HuDecoder(self.root, one) for dose, one in series.items()}
+        full, geometry = pair.full.series, pair.full.series.geometry
+        written = writing.write(
             self.location,
             self.scratch / f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
             pair.patient,
-            shape,
+            (len(geometry), full.rows, full.columns),
             describe(pair),
-            {"low": low, "full": full},
+            {dose: _decode(dose, decoder) for dose, decoder in decoders.items()},
         )
         if written.low_pixels == written.pixels:
-            raise Refused(
+            raise Refusal(
                 Code.IDENTICAL_DOSES,
                 "low dose and full dose hold the same pixels; expected two different images",
-                (pair.low.slices[0].path, pair.full.slices[0].path),
+                tuple(one.slices[0].path for one in series.values()),
             )
-        notes = [pair.note, *_notes("low", low, pair.low), *_notes("full", full, pair.full)]
-        spacing = pair.full.spacing
-        return Row(
-            key=f"patient:{pair.patient}",
-            cohort=self.cohort,
-            status="accepted",
+        notes = [pair.note]
+        for dose, one in series.items():
+            notes += [f"{dose} dose: {note}" for note in _notes(decoders[dose], one)]
+        return Accepted(
             patient=pair.patient,
+            cohort=self.cohort,
             source=pair.source,
             path=written.path,
             digest=written.digest,
-            slices=shape[0],
-            rows=shape[1],
-            columns=shape[2],
-            spacing_z=spacing[0],
-            spacing_y=spacing[1],
-            spacing_x=spacing[2],
+            slices=len(geometry),
+            matrix=(full.rows, full.columns),
+            spacing=geometry.spacing,
             anatomy=pair.anatomy,
             dose_fraction=pair.dose_fraction,
             vendor=pair.full.vendor,
@@ -99,22 +90,63 @@ class Conversion:
             note="; ".join(note for note in notes if note) or None,
             fingerprint=pair.fingerprint,
             pixels=written.pixels,
-            sketch=written.sketch,
-            studies=(*pair.studies, self._place(pair)),
+            slice_fingerprints=written.slice_fingerprints,
+            identity_evidence=pair.identity_evidence,
+            frame_of_reference=geometry.frame_of_reference,
+            size=written.size,
         )
 
-    def _place(self, pair: Pair) -> str:
-        """Digest of the patient's folder: what replaces it there is of the same person."""
-        return self.names.digest(f"place:{self.root / (pair.source or '')}:{pair.patient}")
+
+def convert(delivery: Delivery, plan: Plan, run: Run) -> Iterator[Accepted | Refused]:
+    """The rows of all pairs of a plan; those that are known are not read again.
+
+    Args:
+        run: where pairs are read.
+
+    Raises:
+        StorageError: disk or store do not take a volume, or have no room for all.
+    """
+    memory = ConversionMemory(delivery)
+    known, unread = recall(delivery, plan, memory)
+    yield from known
+    require_space(delivery, unread)
+    location, scratch = delivery.dataset.location, delivery.scratch
+    conversion = Conversion(delivery.root, location, scratch, delivery.cohort)
+    for pair, result in run(conversion, unread):
+        if isinstance(result, StorageError):
+            raise result
+        row = result if isinstance(result, Accepted) else _refused(delivery, pair, result)
+        memory.remember(row)
+        yield row
+
+
+def require_space(delivery: Delivery, pairs: Sequence[Pair]) -> None:
+    """Raise StoreError if a disk has no room for the pairs, before any of them is read."""
+    sizes = [_least_bytes(pair) for pair in pairs]
+    if not sizes:
+        return
+    needed = {delivery.scratch: max(sizes)}
+    if not delivery.dataset.location.remote:
+        needed[Path(delivery.dataset.location.url)] = sum(sizes)
+    for folder, size in needed.items():
+        free = files.free_bytes(folder)
+        if free < size:
+            raise StoreError(
+                f"{folder}: the disk is full: {free / 1e6:.0f} MB are free, and {len(pairs)} pairs "
+                f"take {size / 1e6:.0f} MB at the least: free space, then run again (the last "
+                "commit is intact)"
+            )
+
+
+def _least_bytes(pair: Pair) -> int:
+    full = pair.full.series
+    return 2 * 2 * len(full.slices) * full.rows * full.columns // _SMALLEST
 
 
 def describe(pair: Pair) -> dict[str, object]:
     """The attributes of the volume's group: geometry in mm and words of fixed vocabularies."""
     return {
-        "spacing": list(pair.full.spacing),
-        "positions": [item.position for item in pair.full.slices],
-        "orientation": list(pair.full.orientation),
-        "origin": list(pair.full.origin),
+        **pair.full.series.geometry.attributes(),
         "anatomy": pair.anatomy,
         "dose_fraction": pair.dose_fraction,
         "vendor": pair.full.vendor,
@@ -123,79 +155,43 @@ def describe(pair: Pair) -> dict[str, object]:
     }
 
 
-def _notes(dose: str, reader: SliceReader, series: Series) -> list[str]:
-    notes = []
+def _decode(dose: str, decoder: HuDecoder) -> Iterator:
+    try:
+        yield from decoder
+    except Refusal as refusal:
+        raise refusal.of(f"{dose}-dose series") from refusal
+
+
+def _notes(decoder: HuDecoder, series: Series) -> Iterator[str]:
+    """What was done to the images of one dose."""
     # Taken as each slice says, for some scanners write it so; of others it is damage.
     if len({item.rescale for item in series.slices}) > 1:
-        notes.append(f"{dose} dose: slices differ in rescale slope or intercept")
+        yield "slices differ in rescale slope or intercept"
     if len({(item.stored.bits, item.stored.high) for item in series.slices}) > 1:
-        notes.append(f"{dose} dose: slices differ in bits stored")
-    if reader.rounded:
-        notes.append(f"{dose} dose: HU rounded to whole numbers")
-    if reader.padded:
-        notes.append(f"{dose} dose: {reader.padded} pixels of padding set to air")
-    if reader.clipped:
-        notes.append(f"{dose} dose: {reader.clipped} pixels above 32767 HU set to 32767")
-    return notes
+        yield "slices differ in bits stored"
+    if decoder.rounded:
+        yield "HU rounded to whole numbers"
+    if decoder.padded:
+        yield f"{decoder.padded} pixels of padding set to air"
+    if decoder.clipped:
+        yield f"{decoder.clipped} pixels above 32767 HU set to 32767"
 
 
-def refused_row(refusal: Refusal, cohort: str, fingerprint: str | None = None) -> Row:
-    """The row of a refusal.
+def _refused(delivery: Delivery, pair: Pair, result: Refusal | Exception) -> Refused:
+    """The row of a pair that was read and refused, or that no worker could finish."""
+    refusal, fingerprint = result, pair.fingerprint
+    if not isinstance(refusal, Refusal):
+        # Without a fingerprint it is tried again next time.
+        refusal, fingerprint = _failure(result), None
+    key = keys.refused_patient(pair.patient)
+    return refused_row(delivery, key, pair.patient, refusal, pair.source, fingerprint)
 
-    Args:
-        fingerprint: of the pair, when pixels were read to know; it is not read again before
-            something changes.
-    """
-    return Row(
-        key=refusal.key,
-        cohort=cohort,
-        status="refused",
-        patient=refusal.patient,
-        code=str(refusal.code),
-        reason=refusal.reason,
-        source=refusal.source,
-        files=refusal.files,
-        fingerprint=fingerprint,
+
+def _failure(error: Exception) -> Refusal:
+    advice = (
+        f"the disk of the source gave an error ({error.strerror})"
+        if isinstance(error, OSError)
+        else "look at the workers' memory (HQINET_CLUSTER__MEMORY)"
     )
-
-
-class Memory:
-    """Rows of conversions that are done, by fingerprint: a killed ingest goes on where it was.
-
-    What is in here may be lost at any time; then a pair is simply read again.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, pair: Pair) -> Row | None:
-        """The row of a pair that was converted before; its volume may be gone."""
-        try:
-            values = json.loads((self._folder / f"{pair.fingerprint}.json").read_text("utf-8"))
-            for name in ("files", "studies"):
-                values[name] = tuple(values[name])
-            row = Row(**values)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return row if row.patient == pair.patient else None
-
-    def recall(self, pair: Pair, location: Location, named: Collection[str | None]) -> Row | None:
-        """The row of a pair that was converted before, if its volume lies at the location.
-
-        Args:
-            named: paths of the volumes that the latest commit names.
-        """
-        row = self.get(pair)
-        if row is None or row.path is None:
-            return row
-        # A volume without a commit is garbage one day: take none that is about to be collected.
-        since = None if row.path in named else datetime.now(UTC) - _RECENT
-        return row if volumes.is_complete(location, row.path, since) else None
-
-    def remember(self, row: Row) -> None:
-        """Keep the row of a conversion; whole or not at all."""
-        with storage_errors(str(self._folder)):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            draft = self._folder / f"{row.fingerprint}.{uuid.uuid4().hex}.draft"
-            draft.write_text(json.dumps(asdict(row)), "utf-8")
-            draft.replace(self._folder / f"{row.fingerprint}.json")
+    reason = f"every try failed with {type(error).__name__}: {advice}; ingest again"
+    return Refusal(Code.CONVERSION_FAILED, reason)

@@ -1,32 +1,32 @@
-"""A delivery -> records: one look at every header, remembered until the file changes.
+"""A delivery -> records: one look at every header, remembered until the file changes."""
 
-What is remembered holds no name, UID or path, only digests of them (keyed when pseudonymising).
-"""
-
-import json
 import os
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import astuple, dataclass, fields
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from storage.dicom.frames import Frame, Stored
-from storage.dicom.headers import Record, read_record
-from storage.errors import SourceError
-from storage.ingest.cohort import CohortRules, Role
-from storage.ingest.pseudonyms import Pseudonyms
-from storage.refusals import Code
-from storage.stores.location import storage_errors
+from storage.dicom.headers import FileHeader, read_header, unreadable
+from storage.ingest.delivery import Delivery, Run, require_folder
+from storage.ingest.memory import InventoryMemory
+from storage.ingest.records import Record, understand
 
-_VERSION = 5
 CHUNK = 250
+_NAMED = 5
+"""So many files of each kind that is left aside are named."""
 
-Chunk = Sequence[str]
-# Runs a function over chunks of paths, in this process or on a cluster.
-Mapper = Callable[[Callable[[Chunk], list[Record]], list[Chunk]], Iterable[list[Record]]]
+
+@dataclass(frozen=True)
+class Left:
+    """Files of one kind that were left aside.
+
+    Attributes:
+        files: the first few, as they may be shown.
+    """
+
+    count: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -36,60 +36,26 @@ class Inventory:
     Attributes:
         records: images, unreadable files and folders that cannot be opened, sorted by path.
         folders: those that were opened.
-        skipped: how many of each kind were counted and left (`projections`, `other`, `links`...).
+        left: what was left aside, by kind (`projections`, `ignored`, `other`, `links`).
     """
 
     records: tuple[Record, ...]
     folders: tuple[str, ...]
-    skipped: Counter[str]
+    left: Mapping[str, Left]
 
 
-@dataclass(frozen=True)
-class ChunkReader:
-    """Reads the headers of some files; picklable, for a cluster."""
-
-    root: Path
-    rules: CohortRules
-    names: Pseudonyms
-
-    def __call__(self, paths: Chunk) -> list[Record]:
-        """The records of the files, in their order."""
-        return [read_record(self.root, path, self.rules, self.names) for path in paths]
-
-
-def require_folder(source: Path, shown: str) -> None:
-    """Raise SourceError if a delivery is not there or no folder.
+def take_inventory(delivery: Delivery, run: Run) -> Inventory:
+    """Look at every file of a delivery; headers of files seen before are not read again.
 
     Args:
-        shown: its path as it may be shown.
-    """
-    if not source.is_dir():
-        raise SourceError(
-            f"source {shown} is {'no folder' if source.exists() else 'not there'}"
-            ": give the folder of the delivery"
-        )
-
-
-def take_inventory(
-    source: Path,
-    rules: CohortRules,
-    names: Pseudonyms,
-    memory: Path,
-    mapper: Mapper,
-) -> Inventory:
-    """Look at every file below `source`; headers of files seen before are not read again.
-
-    Args:
-        memory: folder for what is remembered between scans.
-        mapper: where the headers are read.
+        run: where headers are read.
 
     Raises:
         SourceError: the source is not there, or is no folder.
     """
-    require_folder(source, names.path(str(source)))
-    root = source.resolve()
-    remembered = _Memory(memory, root, rules, names)
-    tree = _Tree(root)
+    require_folder(delivery.source, delivery.names.path(str(delivery.source)))
+    remembered = InventoryMemory(delivery)
+    tree = _Tree(delivery.root)
     records: list[Record] = []
     unknown: list[str] = []
     for path, status in tree.files():
@@ -99,15 +65,43 @@ def take_inventory(
         else:
             records.append(record)
     chunks = [unknown[i : i + CHUNK] for i in range(0, len(unknown), CHUNK)]
-    for found in mapper(ChunkReader(root, rules, names), chunks):
-        records.extend(found)
+    for _, headers in run(partial(read_headers, delivery.root), chunks):
+        if isinstance(headers, Exception):
+            raise headers
+        records += (understand(h, delivery.rules, delivery.names) for h in headers)
     if unknown or len(remembered) != len(records):
         remembered.save(records)
-    skipped = Counter(r.kind for r in records if r.kind not in ("image", "unreadable"))
-    if tree.links:
-        skipped["links"] = tree.links
-    kept = [r for r in (*records, *tree.closed) if r.kind in ("image", "unreadable")]
-    return Inventory(tuple(sorted(kept, key=lambda r: r.path)), tuple(tree.folders), skipped)
+    useful = [r for r in (*records, *map(Record, tree.closed)) if _is_useful(r)]
+    return Inventory(
+        tuple(sorted(useful, key=lambda record: record.path)),
+        tuple(tree.folders),
+        _left(delivery, records, tree.links),
+    )
+
+
+def read_headers(root: Path, paths: Sequence[str]) -> list[FileHeader]:
+    """The headers of some files, in their order; the work of a cluster.
+
+    No secret is needed for it: identifiers become digests where the delivery is held.
+    """
+    return [read_header(root, path) for path in paths]
+
+
+def _is_useful(record: Record) -> bool:
+    return record.kind in ("image", "unreadable")
+
+
+def _left(delivery: Delivery, records: Sequence[Record], links: Sequence[str]) -> dict[str, Left]:
+    of: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if not _is_useful(record):
+            of[record.kind].append(record.path)
+    if links:
+        of["links"] = list(links)
+    return {
+        kind: Left(len(paths), tuple(map(delivery.names.path, sorted(paths)[:_NAMED])))
+        for kind, paths in sorted(of.items())
+    }
 
 
 class _Tree:
@@ -118,15 +112,15 @@ class _Tree:
 
     Attributes:
         folders: those that could be opened, below the root.
-        closed: an unreadable record for each folder or file that the system keeps shut.
-        links: how many were left.
+        closed: an unreadable header for each folder or file that the system keeps shut.
+        links: those that were left.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.folders: list[str] = []
-        self.closed: list[Record] = []
-        self.links = 0
+        self.closed: list[FileHeader] = []
+        self.links: list[str] = []
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
         """Walk the tree; yield paths below the root."""
@@ -142,7 +136,7 @@ class _Tree:
             for entry in entries:
                 path = entry.name if folder == "." else f"{folder}/{entry.name}"
                 if entry.is_symlink():
-                    self.links += 1
+                    self.links.append(path)
                 elif entry.is_dir(follow_symlinks=False):
                     waiting.append(path)
                 elif entry.is_file(follow_symlinks=False):
@@ -158,60 +152,4 @@ class _Tree:
 
     def _shut(self, path: str, what: str, error: OSError) -> None:
         reason = f"the {what} cannot be opened: {error.strerror}"
-        self.closed.append(Record(path, -1, -1, "unreadable", code=Code.UNREADABLE, reason=reason))
-
-
-class _Memory:
-    """Records of an earlier scan of the same source under the same rules."""
-
-    def __init__(self, folder: Path, root: Path, rules: CohortRules, names: Pseudonyms) -> None:
-        key = json.dumps([_VERSION, str(root), rules.model_dump_json(), names.digest("scan")])
-        self._file = folder / f"{names.digest(key)}.jsonl"
-        self._names = names
-        self._known: dict[str, list[Any]] = {}
-        with suppress(OSError, ValueError):
-            for line in self._file.read_text(encoding="utf-8").splitlines():
-                path, *values = json.loads(line)
-                self._known[path] = values
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, path: str, status: os.stat_result) -> Record | None:
-        """What is remembered of a file, if it has not changed since."""
-        values = self._known.get(self._names.digest(path))
-        if values is None or values[:2] != [status.st_size, status.st_mtime_ns]:
-            return None
-        return _record(path, values)
-
-    def save(self, records: Iterable[Record]) -> None:
-        """Remember these records and no others; whole or not at all."""
-        with storage_errors(str(self._file.parent)):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._file.with_suffix(f".{uuid.uuid4().hex}.draft")
-            with draft.open("w", encoding="utf-8") as out:
-                for record in records:
-                    known = [self._names.digest(record.path), *_values(record)]
-                    out.write(json.dumps(known) + "\n")
-            draft.replace(self._file)
-
-
-_PLAIN = [f.name for f in fields(Record) if f.name not in ("path", "frames", "stored")]
-
-
-def _values(record: Record) -> list[Any]:
-    plain = [getattr(record, name) for name in _PLAIN]
-    return [*plain, list(map(astuple, record.frames)), record.stored and astuple(record.stored)]
-
-
-def _record(path: str, values: Sequence[Any]) -> Record:
-    known = dict(zip(_PLAIN, values, strict=False))
-    known["role"] = Role(known["role"])
-    known["code"] = Code(known["code"]) if known["code"] else None
-    frames, stored = values[-2:]
-    return Record(
-        path,
-        **known,
-        frames=tuple(Frame(*(tuple(v) if v else None for v in frame)) for frame in frames),
-        stored=Stored(*stored[:-1], tuple(stored[-1]) if stored[-1] else None) if stored else None,
-    )
+        self.closed.append(unreadable(path, -1, -1, reason))

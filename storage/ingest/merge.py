@@ -7,18 +7,19 @@
 - Pixels that stand under another patient are refused, unless this delivery replaces that one too:
   so two patients who were swapped are put right.
 - A refusal never removes an accepted volume; an acceptance removes the patient's refusals.
+- A refusal that another cohort's name stands beside, of the same delivery, is the same refusal.
 - Rows of patients, series and files that the delivery does not hold stay as they are.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from storage.dataset import splits
-from storage.dataset.catalog import Row
-from storage.ingest.cohort import OTHER
+from storage.dataset import keys, splits
+from storage.dataset.rows import Accepted, Refused, Row, order
+from storage.ingest.delivery import Delivery
 from storage.refusals import Code
 
-Key = tuple[str, str]
+Identity = tuple[str, str]
 
 _GO_BACK = "`hqinet dataset rollback` to the commit before that, and ingest again"
 
@@ -36,18 +37,17 @@ class Merged:
     """
 
     rows: list[Row] | None = None
-    accepted: list[Row] = field(default_factory=list)
-    refused: list[Row] = field(default_factory=list)
+    accepted: list[Accepted] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
 
 def merge_delivery(
     current: Sequence[Row],
-    incoming: Iterable[Row],
+    incoming: Iterable[Accepted | Refused],
     seen: frozenset[str],
-    cohort: str,
-    targets: Mapping[splits.Split, float] = splits.TARGETS,
+    delivery: Delivery,
 ) -> Merged:
     """Decide what a delivery changes.
 
@@ -60,60 +60,83 @@ def merge_delivery(
     rows = {_identity(row): row for row in current}
     merged = Merged()
     incoming = sorted(incoming, key=lambda row: row.key)
-    accepted = _accept(rows, [r for r in incoming if r.status == "accepted"], merged)
-    repeated = {_identity(row): row for row in merged.refused}
-    repeated.update((_identity(row), row) for row in incoming if row.status == "refused")
-    for key, row in list(rows.items()):
-        over = row.status == "refused" and row.cohort == cohort and row.subject in seen
-        mended = row.key.startswith("refused:") and row.patient in accepted
-        if over or mended:
-            del rows[key]
-    known = {_identity(row): row for row in current}
-    for key, row in repeated.items():
-        before = known.get(key)
-        rows[key] = before if before and _same(before, row) else row
-    merged.refused = [rows[key] for key in sorted(repeated)]
-    _place(rows, accepted, targets)
-    merged.accepted = [rows["", f"patient:{patient}"] for patient in sorted(accepted)]
-    after = sorted(rows.values(), key=lambda row: (row.key, row.cohort))
-    before_all = sorted(current, key=lambda row: (row.key, row.cohort))
-    merged.rows = after if after != before_all else None
+    accepted = _accept(rows, [r for r in incoming if isinstance(r, Accepted)], merged)
+    repeated = [replace(row, delivery=delivery.digest) for row in merged.refused]
+    repeated += [row for row in incoming if isinstance(row, Refused)]
+    merged.refused = _refuse(rows, repeated, seen, accepted, delivery)
+    _place(rows, accepted, delivery.split_targets)
+    placed = (rows["", keys.patient(patient)] for patient in sorted(accepted))
+    merged.accepted = [row for row in placed if isinstance(row, Accepted)]
+    after = sorted(rows.values(), key=order)
+    merged.rows = after if after != sorted(current, key=order) else None
     return merged
 
 
-def _identity(row: Row) -> Key:
+def _identity(row: Row) -> Identity:
     """One row a patient; one refusal a cohort and patient, series or folder."""
-    return ("" if row.status != "refused" else row.cohort, row.key)
+    return (row.cohort if isinstance(row, Refused) else "", row.key)
 
 
-def _same(a: Row, b: Row) -> bool:
-    return replace(a, fingerprint=None) == replace(b, fingerprint=None)
+def _refuse(
+    rows: dict[Identity, Row],
+    repeated: Iterable[Refused],
+    seen: frozenset[str],
+    accepted: set[str],
+    delivery: Delivery,
+) -> list[Refused]:
+    """Put the refusals of this delivery in, take out those that are over; return the former."""
+    known = {identity: row for identity, row in rows.items() if isinstance(row, Refused)}
+    for identity, row in known.items():
+        ours = row.cohort == delivery.cohort or row.delivery == delivery.digest
+        over = ours and row.subject in seen
+        if over or (row.key.startswith("refused:") and row.patient in accepted):
+            del rows[identity]
+    same = {(row.delivery, row.key): row for row in known.values() if row.delivery}
+    standing = {}
+    for row in repeated:
+        before = known.get(_identity(row)) or same.get((row.delivery, row.key))
+        kept = before if before and _alike(before, row) else row
+        standing[_identity(kept)] = kept
+    rows.update(standing)
+    return [standing[identity] for identity in sorted(standing)]
 
 
-def _accept(rows: dict[Key, Row], candidates: Sequence[Row], merged: Merged) -> set[str]:
+def _alike(a: Refused, b: Refused) -> bool:
+    return _said(a) == _said(b)
+
+
+def _said(row: Refused) -> Refused:
+    return replace(row, fingerprint=None, cohort="", delivery="")
+
+
+def _accept(rows: dict[Identity, Row], candidates: Sequence[Accepted], merged: Merged) -> set[str]:
     """Put accepted rows in, refuse the pixels of others; return the new and changed patients."""
-    standing = {r.patient or "": r for r in rows.values() if r.status == "accepted"}
+    standing = {r.patient: r for r in rows.values() if isinstance(r, Accepted)}
     differing = []
     for row in candidates:
-        before = standing.get(row.patient or "")
-        if before and before.digest == row.digest:
-            merged.unchanged.append(before.patient or "")
-        else:
+        before = standing.get(row.patient)
+        if before is None or before.digest != row.digest:
             differing.append(row)
+            continue
+        merged.unchanged.append(row.patient)
+        if before.size and row.size and before.size != row.size:
+            # Written anew by another release of the codec: as whole, and as long as it now is.
+            rows[_identity(row)] = replace(before, size=row.size)
     refused = _judge(standing, differing)
     merged.refused.extend(refused.values())
-    accepted = {row.patient or "": row for row in differing if row.patient not in refused}
+    accepted = {row.patient: row for row in differing if row.patient not in refused}
     for patient, row in accepted.items():
         if patient in standing:
             merged.changed.append(patient)
         before = rows.get(_identity(row))
-        rows[_identity(row)] = replace(row, split=before.split if before else None)
+        split = None if before is None or isinstance(before, Refused) else before.split
+        rows[_identity(row)] = replace(row, split=split)
     return set(accepted)
 
 
-def _judge(standing: Mapping[str, Row], candidates: Sequence[Row]) -> dict[str, Row]:
+def _judge(standing: Mapping[str, Accepted], candidates: Sequence[Accepted]) -> dict[str, Refused]:
     """Refusals among new and changed volumes, by patient."""
-    leaving = {row.patient or "" for row in candidates} & standing.keys()
+    leaving = {row.patient for row in candidates} & standing.keys()
     while True:
         refused = _refusals(standing, candidates, leaving)
         if not leaving & refused.keys():
@@ -123,16 +146,21 @@ def _judge(standing: Mapping[str, Row], candidates: Sequence[Row]) -> dict[str, 
 
 
 def _refusals(
-    standing: Mapping[str, Row], candidates: Sequence[Row], leaving: set[str]
-) -> dict[str, Row]:
+    standing: Mapping[str, Accepted], candidates: Sequence[Accepted], leaving: set[str]
+) -> dict[str, Refused]:
     """What is refused if the volumes of the patients `leaving` are replaced."""
-    owners = {m: p for p, row in standing.items() if p not in leaving for m in _marks(row)}
+    owners = {
+        mark: patient
+        for patient, row in standing.items()
+        if patient not in leaving
+        for mark in row.identity_marks
+    }
     replaced = {evidence for patient in leaving for evidence in _evidence(standing[patient])}
     refused = {}
     for row in candidates:
-        patient = row.patient or ""
+        patient, marks = row.patient, row.identity_marks
         before = standing.get(patient)
-        other = next((o for m in _marks(row) if (o := owners.get(m, patient)) != patient), None)
+        other = next((o for m in marks if (o := owners.get(m, patient)) != patient), None)
         if other is not None:
             reason = (
                 f"pixels of {patient} stand under {other} already, all or some: one person has one "
@@ -142,20 +170,16 @@ def _refusals(
         elif before and not (_evidence(before) | replaced) & _evidence(row):
             refused[patient] = _refused(row, Code.PATIENT_CONFLICT, _conflict(before))
         else:
-            owners.update((mark, patient) for mark in _marks(row))
+            owners.update((mark, patient) for mark in marks)
     return refused
 
 
-def _marks(row: Row) -> tuple[str, ...]:
-    return (row.pixels or "", *row.sketch.split())
-
-
-def _evidence(row: Row) -> set[str]:
+def _evidence(row: Accepted) -> set[str]:
     """What two volumes of one person may share."""
-    return {*_marks(row), *row.studies} - {""}
+    return {*row.identity_marks, *row.identity_evidence}
 
 
-def _conflict(before: Row) -> str:
+def _conflict(before: Accepted) -> str:
     return (
         f"{before.patient} stands from cohort {before.cohort!r}, and this volume has no study, "
         "frame of reference, slice or folder in common with it: if it is another person, give "
@@ -165,12 +189,11 @@ def _conflict(before: Row) -> str:
     )
 
 
-def _refused(row: Row, code: Code, reason: str) -> Row:
+def _refused(row: Accepted, code: Code, reason: str) -> Refused:
     """No fingerprint: what else the dataset holds decided, and may decide otherwise next time."""
-    return Row(
-        key=f"refused:{row.patient}",
+    return Refused(
+        key=keys.refused_patient(row.patient),
         cohort=row.cohort,
-        status="refused",
         patient=row.patient,
         code=str(code),
         reason=reason,
@@ -179,21 +202,16 @@ def _refused(row: Row, code: Code, reason: str) -> Row:
 
 
 def _place(
-    rows: dict[Key, Row], accepted: Iterable[str], targets: Mapping[splits.Split, float]
+    rows: dict[Identity, Row], accepted: Iterable[str], targets: Mapping[splits.Split, float]
 ) -> None:
     """Give a split to each accepted patient who has none."""
-    new = {p: _stratum(row) for p in accepted if not (row := rows["", f"patient:{p}"]).split}
-    settled = [
-        (_stratum(r), s)
-        for r in rows.values()
-        if r.status == "accepted"
-        for s in splits.SPLITS
-        if s == r.split
-    ]
-    for patient, split in splits.assign(settled, new, targets).items():
-        key = "", f"patient:{patient}"
-        rows[key] = replace(rows[key], split=split)
+    present = [row for row in rows.values() if isinstance(row, Accepted)]
+    settled = [(_stratum(row), row.split) for row in present if row.split]
+    new = {row.patient: row for row in present if row.patient in accepted and not row.split}
+    strata = {patient: _stratum(row) for patient, row in new.items()}
+    for patient, split in splits.assign(settled, strata, targets).items():
+        rows[_identity(new[patient])] = replace(new[patient], split=split)
 
 
-def _stratum(row: Row) -> splits.Stratum:
-    return row.anatomy or "unknown", row.vendor or OTHER
+def _stratum(row: Accepted) -> splits.Stratum:
+    return row.anatomy, row.vendor

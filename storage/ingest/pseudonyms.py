@@ -4,7 +4,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 
-from storage.errors import StorageError
+from storage.errors import PseudonymError
 
 VARIABLE = "HQINET_PSEUDONYM_KEY"
 _SHORTEST_KEY = 16
@@ -49,12 +49,12 @@ def pseudonyms(*, pseudonymise: bool, secret: str | None) -> Pseudonyms:
     """The pseudonyms of a delivery.
 
     Raises:
-        StorageError: pseudonyms are wanted and there is no secret, or one that can be guessed.
+        PseudonymError: pseudonyms are wanted and there is no secret, or one that can be guessed.
     """
     if not pseudonymise:
         return Pseudonyms()
     if secret is None or len(secret) < _SHORTEST_KEY:
-        raise StorageError(
+        raise PseudonymError(
             f"pseudonymise is on and {VARIABLE} is "
             f"{'not set' if not secret else f'only {len(secret)} characters long'}: set it to a "
             f"secret of at least {_SHORTEST_KEY} characters, and keep it: the same patient gets "

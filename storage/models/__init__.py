@@ -1,5 +1,4 @@
 """Runs and model versions in MLflow, and the append-only history of promotions.
 
-In: metrics, files, models, verdicts. Out: versions, aliases, histories. May import `stores`, and
-`dataset` for its Delta tables.
+In: metrics, files, models, verdicts. Out: versions, aliases, histories. May import `stores`.
 """

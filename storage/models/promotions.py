@@ -11,12 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
 
-from storage.dataset.catalog import content_of
-from storage.errors import Conflict, StorageError
-from storage.stores.location import Location, storage_errors
+from storage.stores.delta import Table
+from storage.stores.location import Location
 
 SCHEMA = pa.schema(
     [
@@ -30,9 +27,6 @@ SCHEMA = pa.schema(
         ("details", pa.string()),
     ]
 )
-
-# A retry would land after entries that were never read.
-_ONCE = CommitProperties(max_commit_retries=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +78,21 @@ class Promotions:
     """The history at a location."""
 
     def __init__(self, location: Location) -> None:
-        self._location = location
+        self._table = Table(location)
 
     def read(self) -> History:
         """The history so far; empty, and made, where there is none yet."""
-        self._create()
-        table = self._table()
-        with storage_errors(str(self._location)):
-            rows = content_of(table, SCHEMA).sort_by("number").to_pylist()
-        return History(table.version(), tuple(map(_entry, rows)))
+        self._table.create(SCHEMA, {}, append_only=True)
+        version = self._table.read()
+        rows = sorted(version.content.to_pylist(), key=lambda row: row["number"])
+        return History(version.number, tuple(map(_entry, rows)))
 
     def append(self, entry: Entry, after: History) -> None:
-        """Write one entry, if nothing was written since `after` was read; else raises Conflict."""
+        """Write one entry, if nothing was written since `after` was read.
+
+        Raises:
+            Conflict: another entry came first.
+        """
         row = {
             "number": after.version + 1,
             "time": datetime.now(UTC).isoformat(),
@@ -106,47 +103,8 @@ class Promotions:
             "commit": entry.commit,
             "details": json.dumps(entry.details, sort_keys=True),
         }
-        table = self._table(after.version)
-        try:
-            write_deltalake(
-                table,
-                pa.Table.from_pylist([row], schema=SCHEMA),
-                mode="append",
-                commit_properties=_ONCE,
-            )
-        except CommitFailedError as error:
-            raise Conflict(f"{self._location}: another promotion came first") from error
-        except (OSError, DeltaError):
-            with storage_errors(str(self._location)):
-                raise
-
-    def _create(self) -> None:
-        with storage_errors(str(self._location)):
-            if DeltaTable.is_deltatable(self._location.url, self._location.options):
-                return
-        try:
-            with storage_errors(str(self._location)):
-                self._location.store(create=True)
-                DeltaTable.create(
-                    self._location.url,
-                    SCHEMA,
-                    configuration={
-                        "delta.appendOnly": "true",
-                        "delta.enableExpiredLogCleanup": "false",
-                    },
-                    storage_options=self._location.options,
-                    commit_properties=_ONCE,
-                )
-        except StorageError:
-            # Two first promotions at once: one of them made it.
-            if not DeltaTable.is_deltatable(self._location.url, self._location.options):
-                raise
-
-    def _table(self, version: int | None = None) -> DeltaTable:
-        with storage_errors(str(self._location)):
-            return DeltaTable(
-                self._location.url, version=version, storage_options=self._location.options
-            )
+        content = pa.Table.from_pylist([row], schema=SCHEMA)
+        self._table.write(content, "append", after=after.version, note={})
 
 
 def _entry(row: dict[str, Any]) -> Entry:

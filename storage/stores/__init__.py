@@ -1,4 +1,5 @@
-"""Folders and object stores behind one door, and whether a server answers.
+"""Folders and object stores behind one door, whole files, and versioned tables.
 
-In: a path or URL. Out: stores to read and write. Imports no other room.
+In: a path or URL. Out: stores to read and write, files that are there whole or not at all, Delta
+tables written compare-and-swap, and whether a server answers. May import no other room.
 """

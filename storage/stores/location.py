@@ -8,10 +8,10 @@ from pathlib import Path
 
 import obstore
 from deltalake.exceptions import DeltaError
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, from_url
 
-from storage.errors import StorageError
+from storage.errors import StoreError
 
 _CONNECTION = {"aws_allow_http": "allow_http", "allow_http": "allow_http", "timeout": "timeout"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -27,14 +27,14 @@ class Location:
             not given comes from the usual variables of the provider (`AWS_ENDPOINT_URL`, ...).
 
     Raises:
-        StorageError: a URL of another kind.
+        StoreError: a URL of another kind.
     """
 
     def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
         text = str(url)
         self.remote = bool(_REMOTE.match(text))
         if "://" in text and not self.remote:
-            raise StorageError(
+            raise StoreError(
                 f"{text}: no such kind of store; give a folder, or s3://, gs:// or az://"
             )
         self.url = text.rstrip("/") if self.remote else str(Path(text).absolute())
@@ -68,45 +68,58 @@ class Location:
             return LocalStore(self.url, mkdir=create)
 
     def require_writable(self) -> None:
-        """Raise StorageError if this is a folder that cannot be written; a store says so itself."""
+        """Raise StoreError if this is a folder that cannot be written; a store says so itself."""
         if not self.remote and not os.access(self.url, os.W_OK):
-            raise StorageError(
+            raise StoreError(
                 f"{self.url}: the target is read-only or not yours: choose another or check the "
                 "rights, then run again (the last commit is intact)"
             )
 
 
-_NO_ANSWER = "nothing answers: check network, address and endpoint"
+INTACT = "then run again (the last commit is intact)"
+"""What to do after a failure that cannot have harmed the dataset."""
+_HINTS = (
+    ("No space left|os error 28|Disk quota|os error 122", "the disk is full: free space"),
+    ("File too large|os error 27", "a file is larger than this disk or its limit allows"),
+    ("Read-only file system|os error 30", "the target is read-only: choose another"),
+    (
+        "Permission denied|not permitted|os error 13|AccessDenied",
+        "access is denied: check the rights",
+    ),
+    ("Not a directory|os error 20|File exists", "a file stands where a folder is needed"),
+    ("NoSuchBucket", "the bucket does not exist: make it first"),
+    (
+        "error sending request|error trying to connect|dns error",
+        "nothing answers: check network, address and endpoint",
+    ),
+)
+_QUOTED = 200
 
 
 @contextmanager
-def storage_errors(what: str) -> Iterator[None]:
+def storage_errors(what: str, then: str = INTACT) -> Iterator[None]:
     """Turn a failure of disk, network or object store into one line that says what to do.
 
+    Args:
+        what: path or URL that the line begins with.
+        then: what to do once the cause is gone.
+
     Raises:
-        StorageError: in place of OSError, an obstore error or a Delta error.
+        StoreError: in place of OSError, an obstore error or a Delta error.
     """
     try:
         yield
     except (OSError, BaseError, DeltaError) as error:
-        raise StorageError(f"{what}: {_plainly(error)}") from error
+        raise StoreError(f"{what}: {_plainly(error, then)}") from error
 
 
-def _plainly(error: Exception) -> str:
+def _plainly(error: Exception, then: str) -> str:
     text = " ".join(_COLOUR.sub("", str(error)).partition("Debug source:")[0].split())
-    hints = (
-        ("No space left|os error 28|Disk quota|os error 122", "the disk is full: free space"),
-        ("File too large|os error 27", "a file is larger than this disk or its limit allows"),
-        ("Read-only file system|os error 30", "the target is read-only: choose another"),
-        (
-            "Permission denied|not permitted|os error 13|AccessDenied|403",
-            "access is denied: check the rights",
-        ),
-        ("Not a directory|os error 20|File exists", "a file stands where a folder is needed"),
-        ("NoSuchBucket", "the bucket does not exist: make it first"),
-        ("error sending request|error trying to connect|dns error", _NO_ANSWER),
-    )
-    for pattern, hint in hints:
+    said = text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return f"access is denied: check the rights, {then}; it said: {said}"
+    # Delta and the file system tell the cause in words alone.
+    for pattern, hint in _HINTS:
         if re.search(pattern, text, re.IGNORECASE):
-            return f"{hint}, then run again (the last commit is intact); it said: {text[:200]}"
-    return text[:300]
+            return f"{hint}, {then}; it said: {said}"
+    return said

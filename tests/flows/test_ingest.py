@@ -56,8 +56,12 @@ def test_a_delivery_becomes_a_commit_and_its_refusals_a_table(home, source):
     assert [(row.patient, row.code, row.source) for row in result.refused] == [
         ("L009", "no_low_dose", "L009")
     ]
+    printed = result.model_dump()
     keys = {"commit", "accepted", "refused", "unchanged", "changed", "skipped", "notes"}
-    assert set(result.model_dump()) == keys
+    assert set(printed) == keys | {"skipped_files"}
+    assert printed["accepted"][0].keys() == {"patient", "slices", "split"}
+    said = {"cohort", "source", "patient", "code", "reason", "files"}
+    assert printed["refused"][0].keys() == said
     tables = artifacts()
     assert len(tables) == before + 1
     assert any("no_low_dose" in str(table.data) for table in tables)
@@ -69,12 +73,12 @@ def test_a_delivery_becomes_a_commit_and_its_refusals_a_table(home, source):
 
 def test_the_same_source_again_makes_no_commit_and_starts_no_dask(home, source, monkeypatch):
     ingest(str(source), cluster=ONE)
-    first = stores.dataset().snapshot().entries
+    first = stores.dataset().snapshot().rows
     monkeypatch.setattr(Workers, "_open", lambda _: pytest.fail("Dask was started for nothing"))
     again = ingest(str(source), cluster=ONE)
     assert (again.commit, again.accepted, again.unchanged, again.changed) == (1, [], 3, [])
     assert [row.code for row in again.refused] == ["no_low_dose"]
-    assert stores.dataset().snapshot().entries == first
+    assert stores.dataset().snapshot().rows == first
 
 
 def test_what_stands_in_the_catalog_is_not_read_again_though_nothing_is_remembered(
@@ -173,6 +177,7 @@ def test_what_was_done_to_the_data_and_what_was_left_is_said(home, tmp_path, ser
     result = ingest(str(source), cluster=ONE)
     assert "cropped to 9 common slices" in result.notes[result.accepted[0].patient]
     assert result.skipped == {"links": 1, "other": 1}
+    assert result.skipped_files == {"links": ["link"], "other": ["readme.txt"]}
     (patient,) = shown(stores.dataset().snapshot())["patients"]
     assert result.notes == {patient["patient"]: patient["note"]}
 

@@ -4,90 +4,106 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from storage.dataset.catalog import Row
+from storage.dataset.rows import Refused
 from storage.dataset.versions import Dataset, Snapshot
-from storage.dicom.pixels import SliceReader
-from storage.dicom.series import Limits, order
-from storage.ingest.cohort import CohortRules
-from storage.ingest.conversion import Conversion, refused_row
+from storage.dicom.geometry import Limits
+from storage.dicom.headers import FileHeader, read_header
+from storage.dicom.pixels import HuDecoder
+from storage.dicom.series import order
+from storage.ingest.conversion import convert
+from storage.ingest.delivery import Delivery
 from storage.ingest.inventory import take_inventory
-from storage.ingest.merge import Merged, merge_delivery
-from storage.ingest.pairing import plan
-from storage.ingest.pseudonyms import Pseudonyms
+from storage.ingest.outcome import Outcome, merge
+from storage.ingest.planning import plan
+
+
+def here(function: Callable, items: Iterable) -> Iterator[tuple]:
+    """Work in this process, where a failure ends it."""
+    for item in items:
+        yield item, function(item)
+
+
+@pytest.fixture(name="here")
+def run_here() -> Callable:
+    """Where work runs: in this process."""
+    return here
 
 
 @dataclass
 class Delivered:
     """What became of a delivery."""
 
-    admission: Merged
+    outcome: Outcome
     snapshot: Snapshot
 
     @property
     def accepted(self) -> list[str]:
-        return [row.patient or "" for row in self.admission.accepted]
+        return [row.patient for row in self.outcome.accepted]
 
     @property
-    def refused(self) -> list[tuple[str | None, str | None]]:
-        return [(row.patient, row.code) for row in self.admission.refused]
+    def refused(self) -> list[tuple[str | None, str]]:
+        return [(row.patient, row.code) for row in self.outcome.refused]
 
     @property
-    def refusal(self) -> Row:
+    def refusal(self) -> Refused:
         """The only refusal."""
-        (row,) = self.admission.refused
+        (row,) = self.outcome.refused
         return row
 
 
 @pytest.fixture
-def deliver(tmp_path: Path) -> Callable[..., Delivered]:
+def delivery(tmp_path: Path, dataset: Dataset) -> Callable[..., Delivery]:
+    """A delivery into the dataset, with whatever of its settings a test wants."""
+
+    def delivery(source: Path, cohort: str = "cohort", **settings: Any) -> Delivery:
+        made = {
+            "dataset": dataset,
+            "memory": tmp_path / "memory",
+            "scratch": tmp_path / "scratch",
+        } | settings
+        return Delivery(source=source, cohort=cohort, **made)
+
+    return delivery
+
+
+@pytest.fixture
+def deliver(delivery: Callable[..., Delivery]) -> Callable[..., Delivered]:
     """Bring a folder of DICOM into a dataset."""
 
     def deliver(
-        dataset: Dataset,
-        source: Path,
-        cohort: str = "cohort",
-        rules: CohortRules | None = None,
-        limits: Limits | None = None,
-        names: Pseudonyms | None = None,
+        dataset: Dataset, source: Path, cohort: str = "cohort", **settings: Any
     ) -> Delivered:
-        rules, limits = rules or CohortRules(), limits or Limits()
-        names = names or Pseudonyms()
-        found = take_inventory(source, rules, names, tmp_path / "memory", map)
-        planned = plan(found, rules, limits, names)
-        convert = Conversion(source, dataset.location, tmp_path / "scratch", cohort, names)
-        incoming = [*map(convert, planned.pairs)]
-        incoming += [refused_row(refusal, cohort) for refusal in planned.refusals]
-        decided = Merged()
-
-        def decide(current: Snapshot) -> list[Row] | None:
-            nonlocal decided
-            decided = merge_delivery(current.entries, incoming, planned.seen, cohort)
-            return decided.rows
-
-        dataset.create()
-        snapshot = dataset.commit(decide, action="ingest", cohort=cohort)
-        return Delivered(decided, snapshot)
+        opened = delivery(source, cohort, dataset=dataset, **settings)
+        inventory = take_inventory(opened, here)
+        planned = plan(opened, inventory)
+        outcome = merge(opened, inventory, planned, list(convert(opened, planned, here)))
+        return Delivered(outcome, dataset.snapshot())
 
     return deliver
 
 
-@pytest.fixture
-def read() -> Callable[..., tuple[np.ndarray, SliceReader]]:
-    """The only series of a folder as HU, and the reader that made them."""
+def headers(folder: Path) -> list[FileHeader]:
+    """Of all files of a folder."""
+    return [read_header(folder, file.name) for file in sorted(folder.iterdir())]
 
-    def read(folder: Path, limits: Limits | None = None) -> tuple[np.ndarray, SliceReader]:
-        found = take_inventory(folder, CohortRules(), Pseudonyms(), folder.parent / "memory", map)
-        reader = SliceReader(folder, order(found.records, limits or Limits()))
-        return np.stack(list(reader)), reader
+
+@pytest.fixture
+def read() -> Callable[..., tuple[np.ndarray, HuDecoder]]:
+    """The only series of a folder as HU, and the decoder that made them."""
+
+    def read(folder: Path, limits: Limits | None = None) -> tuple[np.ndarray, HuDecoder]:
+        decoder = HuDecoder(folder, order(headers(folder), limits or Limits()))
+        return np.stack(list(decoder)), decoder
 
     return read
 

@@ -5,7 +5,6 @@ import pytest
 
 from storage.collections import idc
 from storage.errors import StorageError
-from storage.ingest.cohort import Role
 
 COLLECTION = "ldct_and_projection_data"
 BUCKET = "idc-open-data"
@@ -17,7 +16,7 @@ def test_the_pairs_of_the_collection_are_those_of_the_hundred_siemens_patients()
     assert {patient[0] for patient in everything.patients} == {"C", "L"}
     assert everything.files == 50_944
     assert everything.size == pytest.approx(26.8e9, rel=0.01)
-    assert sum(series.role is Role.LOW for series in everything.series) == 100
+    assert sum(series.dose == "low" for series in everything.series) == 100
 
 
 def test_a_selection_by_anatomy_limit_and_name():
@@ -82,10 +81,19 @@ def test_a_fetch_brings_everything_and_a_second_one_nothing(tmp_path, shortest, 
         assert files[3].read_text() == f"{series.prefix} 3"
     files[0].write_bytes(b"half")
     files[1].unlink()
+    files[2].write_bytes(b"x" * files[2].stat().st_size)
     again = idc.fetch(shortest, tmp_path, endpoint=public)
-    assert (again.files, again.present) == (2, shortest.files - 2)
+    assert (again.files, again.present) == (3, shortest.files - 3)
     assert files[0].read_text() == f"{series.prefix} 0"
-    assert not list(tmp_path.rglob("*.part"))
+    assert files[2].read_text() == f"{series.prefix} 2", "a file of the right size may be damaged"
+    assert not list(tmp_path.rglob("*.draft"))
+
+
+def test_without_a_network_it_says_so_and_nothing_of_commits(tmp_path, shortest):
+    with pytest.raises(StorageError) as error:
+        idc.fetch(shortest, tmp_path, endpoint="http://127.0.0.1:9")
+    assert "nothing answers: check network, address and endpoint, then fetch" in str(error.value)
+    assert "commit" not in str(error.value)
 
 
 def test_a_bucket_that_holds_something_else_is_said_when_the_rest_is_there(

@@ -14,8 +14,9 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.dataset import volumes
+from storage.dataset import volumes, writing
 from storage.dataset.lazy_volume import LazyVolume
+from storage.dataset.rows import Accepted
 from storage.errors import DatasetError
 from storage.stores.location import Location
 
@@ -30,7 +31,22 @@ def written(tmp_path_factory) -> tuple[Location, str]:
     about = {"anatomy": "chest", "spacing": [1.0, 1.0, 1.0], "positions": list(range(SLICES))}
     location = Location(root / "dataset")
     stacks = {"low": hu[::-1], "full": hu}
-    return location, volumes.write(location, root / "new", "A", hu.shape, about, stacks).path
+    return location, writing.write(location, root / "new", "A", hu.shape, about, stacks).path
+
+
+def row(path: str) -> Accepted:
+    """The row that names the volume, without the size that it was written with."""
+    return Accepted(
+        patient="A",
+        cohort="c",
+        path=path,
+        digest="",
+        slices=SLICES,
+        matrix=(12, 9),
+        spacing=(1.0, 1.0, 1.0),
+        anatomy="chest",
+        vendor="GE",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +99,7 @@ def indices(size: int) -> st.SearchStrategy[int | slice]:
 @given(index=indices(SLICES) | st.tuples(indices(SLICES), indices(12), indices(9)))
 def test_any_part_is_what_zarr_reads(written, theirs, index: Any) -> None:
     location, path = written
-    ours = volumes.open_volume(location, path, "A")
+    ours = volumes.open_volume(location, row(path))
     for dose, slices in (("low", ours.low), ("full", ours.full)):
         part = slices[index]
         np.testing.assert_array_equal(part, theirs[dose][index], strict=True)
@@ -92,7 +108,7 @@ def test_any_part_is_what_zarr_reads(written, theirs, index: Any) -> None:
 
 def test_numpy_takes_it_for_an_array(written, theirs) -> None:
     location, path = written
-    low = volumes.open_volume(location, path, "A").low
+    low = volumes.open_volume(location, row(path)).low
     assert (len(low), low.shape, low.dtype, low.ndim) == (SLICES, (SLICES, 12, 9), np.int16, 3)
     np.testing.assert_array_equal(np.asarray(low), theirs["low"])
     assert np.asarray(low, np.float32).dtype == np.float32
@@ -104,13 +120,13 @@ def test_numpy_takes_it_for_an_array(written, theirs) -> None:
 
 def test_another_process_reads_what_was_pickled(written) -> None:
     location, path = written
-    full = volumes.open_volume(location, path, "A").full
+    full = volumes.open_volume(location, row(path)).full
     assert (pickle.loads(pickle.dumps(full))[38:43] == full[38:43]).all()
 
 
 def test_threads_read_beside_each_other(written) -> None:
     location, path = written
-    full = volumes.open_volume(location, path, "A").full
+    full = volumes.open_volume(location, row(path)).full
     whole = pickle.loads(pickle.dumps(full))[:]
     with ThreadPoolExecutor(16) as readers:
         runs = [slice(i % SLICES, i % SLICES + 3) for i in range(400)]
@@ -167,10 +183,13 @@ def test_damaged_metadata_is_said_in_one_line(written, tmp_path, name: str, dama
     location, path = written
     shutil.copytree(f"{location}/{path}", tmp_path / path)
     (tmp_path / path / name).write_bytes(damage)
-    for read in (volumes.open_volume, volumes.check, volumes.digest):
-        arguments = {"open_volume": ["A"], "check": [(SLICES, 12, 9)]}.get(read.__name__, [])
+    for read, of in (
+        (volumes.open_volume, row(path)),
+        (volumes.check, row(path)),
+        (volumes.digest, path),
+    ):
         with pytest.raises(DatasetError, match=r"not there, or a zarr\.json of it is damaged"):
-            read(Location(tmp_path), path, *arguments)
+            read(Location(tmp_path), of)
 
 
 def test_arrays_of_another_layout_are_not_read(written, tmp_path) -> None:
@@ -179,4 +198,4 @@ def test_arrays_of_another_layout_are_not_read(written, tmp_path) -> None:
     file = tmp_path / path / "low/zarr.json"
     file.write_text(file.read_text().replace('"int16"', '"int32"'))
     with pytest.raises(DatasetError, match="damaged"):
-        volumes.open_volume(Location(tmp_path), path, "A")
+        volumes.open_volume(Location(tmp_path), row(path))

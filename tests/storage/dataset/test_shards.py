@@ -8,7 +8,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.dataset import shards, volumes
+from storage.dataset import shards, volumes, writing
+from storage.hounsfield import AIR
 from storage.stores.location import Location
 
 
@@ -19,10 +20,10 @@ from storage.stores.location import Location
 def test_a_volume_is_byte_for_byte_what_zarr_writes(tmp_path, slices, matrix):
     # Noise of a clinical image: what cannot be compressed would say nothing of the codec.
     hu = np.random.default_rng(slices).normal(40, 12, (slices, *matrix)).astype(np.int16)
-    hu[1::3] = volumes.AIR
+    hu[1::3] = AIR
     location = Location(tmp_path / "dataset")
     stacks = {"low": hu, "full": hu[::-1]}
-    path = volumes.write(location, tmp_path / "new", "A", hu.shape, {}, stacks).path
+    path = writing.write(location, tmp_path / "new", "A", hu.shape, {}, stacks).path
     ours = tmp_path / "dataset" / path
     theirs = tmp_path / "theirs"
     theirs.mkdir()

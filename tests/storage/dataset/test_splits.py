@@ -1,18 +1,22 @@
 """Splits are decided once: no arrival order moves an old patient, no split stays empty."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.dataset import splits
-from storage.dataset.catalog import Row
+from storage.dataset.rows import Accepted
 from storage.errors import StorageError
+from storage.ingest.delivery import Delivery
 from storage.ingest.merge import merge_delivery
 
 ANATOMIES = ["head", "chest", "abdomen"]
 VENDORS = ["Siemens", "GE"]
+
+DELIVERY = Delivery(source=Path("/c"), cohort="c", dataset=None, memory=None, scratch=None)
 
 # Cohorts in their order of arrival: patients' numbers, each with a stratum of its own.
 arrivals = st.lists(
@@ -24,28 +28,30 @@ def stratum(number: int) -> splits.Stratum:
     return ANATOMIES[number % 3], VENDORS[number % 7 % 2]
 
 
-def row(number: int) -> Row:
+def row(number: int) -> Accepted:
     anatomy, vendor = stratum(number)
-    return Row(
-        key=f"patient:P{number}",
+    return Accepted(
         cohort="c",
-        status="accepted",
         patient=f"P{number}",
+        path=f"volumes/P{number}/0",
         digest=str(number),
+        slices=10,
+        matrix=(8, 9),
+        spacing=(3.0, 0.7, 0.7),
         pixels=f"pixels {number}",
         anatomy=anatomy,
         vendor=vendor,
     )
 
 
-def commit(rows: list[Row], numbers: list[int]) -> list[Row]:
-    decided = merge_delivery(rows, map(row, numbers), frozenset(), "c")
+def commit(rows: list[Accepted], numbers: list[int]) -> list[Accepted]:
+    decided = merge_delivery(rows, map(row, numbers), frozenset(), DELIVERY)
     return rows if decided.rows is None else decided.rows
 
 
 @given(arrivals)
 def test_no_arrival_moves_an_old_patient_and_three_patients_fill_every_split(cohorts):
-    rows: list[Row] = []
+    rows: list[Accepted] = []
     for numbers in cohorts:
         before = {r.patient: r.split for r in rows}
         rows = commit(rows, numbers)
@@ -58,7 +64,7 @@ def test_no_arrival_moves_an_old_patient_and_three_patients_fill_every_split(coh
 
 @given(arrivals)
 def test_splits_stay_within_two_patients_of_their_targets(cohorts):
-    rows: list[Row] = []
+    rows: list[Accepted] = []
     for numbers in cohorts:
         rows = commit(rows, numbers)
     count = Counter(r.split for r in rows)

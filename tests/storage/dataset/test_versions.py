@@ -3,6 +3,8 @@
 import os
 import pickle
 import threading
+import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -12,10 +14,11 @@ import numpy as np
 import obstore
 import pytest
 
-from storage.dataset import upkeep, volumes
-from storage.dataset.catalog import Row
+from storage.dataset import upkeep, volumes, writing
+from storage.dataset.garbage import collect_garbage
+from storage.dataset.rows import Accepted, Refused, Row
 from storage.dataset.versions import Dataset
-from storage.errors import Conflict, DatasetError, StorageError
+from storage.errors import Conflict, DatasetError, SplitError, StorageError
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -29,7 +32,7 @@ def dataset(request, tmp_path) -> Dataset:
     return dataset
 
 
-def put(dataset: Dataset, scratch: Path, patient: str, seed: int, split: str = "train") -> Row:
+def put(dataset: Dataset, scratch: Path, patient: str, seed: int, split: str = "train") -> Accepted:
     """A volume in the store, and the row that names it."""
     hu = np.random.default_rng(seed).integers(-1000, 1000, (45, 8, 9)).astype(np.int16)
     about = {
@@ -37,7 +40,7 @@ def put(dataset: Dataset, scratch: Path, patient: str, seed: int, split: str = "
         "spacing": [3.0, 0.7, 0.7],
         "positions": [3.0 * i for i in range(45)],
     }
-    written = volumes.write(
+    written = writing.write(
         dataset.location,
         scratch / f"{patient}-{seed}",
         patient,
@@ -45,32 +48,27 @@ def put(dataset: Dataset, scratch: Path, patient: str, seed: int, split: str = "
         about,
         {"low": hu + 1, "full": hu},
     )
-    return Row(
-        key=f"patient:{patient}",
+    return Accepted(
         cohort="c",
-        status="accepted",
         patient=patient,
         split=split,
         path=written.path,
         digest=written.digest,
         slices=45,
-        rows=8,
-        columns=9,
-        spacing_z=3.0,
-        spacing_y=0.7,
-        spacing_x=0.7,
+        matrix=(8, 9),
+        spacing=(3.0, 0.7, 0.7),
         anatomy="chest",
         vendor="GE",
         pixels=written.pixels,
-        sketch=written.sketch,
+        slice_fingerprints=written.slice_fingerprints,
+        size=written.size,
     )
 
 
-def refused(patient: str) -> Row:
-    return Row(
+def refused(patient: str) -> Refused:
+    return Refused(
         key=f"refused:{patient}",
         cohort="c",
-        status="refused",
         patient=patient,
         code="no_low_dose",
         reason="no",
@@ -82,7 +80,7 @@ def commit(dataset: Dataset, *rows: Row):
     """Add or replace rows."""
 
     def decide(current):
-        return list(({(r.cohort, r.key): r for r in (*current.entries, *rows)}).values())
+        return list(({(r.cohort, r.key): r for r in (*current.rows, *rows)}).values())
 
     return dataset.commit(decide, action="ingest", cohort="c")
 
@@ -98,10 +96,10 @@ class TestCommits:
         first = commit(dataset, put(dataset, tmp_path, "A", 1))
         commit(dataset, put(dataset, tmp_path, "B", 2), refused("C"))
         again = dataset.snapshot(1)
-        assert (again.digest, again.entries) == (first.digest, first.entries)
+        assert (again.digest, again.rows) == (first.digest, first.rows)
         latest = dataset.snapshot()
         assert [p.patient for p in latest.patients()] == ["A", "B"]
-        assert list(latest.rows.status) == ["accepted", "accepted", "refused"]
+        assert [row.status for row in latest.rows] == ["accepted", "accepted", "refused"]
         assert latest.digest != first.digest
         assert latest.parent == 1
 
@@ -152,6 +150,15 @@ class TestCommits:
             list(pool.map(create, range(6)))
         assert Dataset(location.url, location.options).snapshot().commit == 0
 
+    def test_a_dataset_has_one_identity_for_ever_and_another_has_another(self, dataset, tmp_path):
+        identity = dataset.identity
+        assert uuid.UUID(identity)
+        assert commit(dataset, put(dataset, tmp_path, "A", 1)).identity == identity
+        assert dataset.snapshot().identity == dataset.snapshot(0).identity == identity
+        other = Dataset(dataset.location.child("other").url, dataset.location.options)
+        other.create()
+        assert other.identity != identity
+
     def test_unknown_commit_and_dataset_say_what_to_do(self, dataset):
         for commit in (7, -1, 2**70):
             with pytest.raises(DatasetError, match=rf"no commit {commit} .* 0 to 0"):
@@ -181,12 +188,12 @@ class TestVolumes:
     def test_unsafe_names_stay_below_the_dataset(self, dataset, tmp_path):
         for seed, name in enumerate(["../../etc", "a/b", "ü ö", "x" * 200, "CON:", ".."]):
             row = put(dataset, tmp_path / str(seed), f"n{seed}", seed)
-            folder = volumes.folder_name(name)
+            folder = writing.folder_name(name)
             assert "/" not in folder
             assert folder.isascii()
             assert len(folder) < 80
             assert row.path.startswith("volumes/")
-        assert len({volumes.folder_name(n) for n in ("a/b", "a_b", "a b", "a.b")}) == 4
+        assert len({writing.folder_name(n) for n in ("a/b", "a_b", "a b", "a.b")}) == 4
 
     def test_a_patient_who_is_not_there(self, dataset):
         with pytest.raises(DatasetError, match="'A' is not in commit 0"):
@@ -211,7 +218,7 @@ class TestUpkeep:
         )
         found = upkeep.diff(dataset.snapshot(1), dataset.snapshot(2))
         assert (found.added, found.removed, found.changed) == (["C"], ["B"], ["A"])
-        assert (len(found.refused), len(found.mended)) == (1, 1)
+        assert (len(found.refused), len(found.resolved)) == (1, 1)
 
     def test_verify_finds_a_lost_and_a_damaged_shard(self, dataset, tmp_path):
         row = put(dataset, tmp_path, "A", 1)
@@ -225,6 +232,9 @@ class TestUpkeep:
         obstore.put(store, shard, bytes(damaged))
         assert not upkeep.verify(snapshot).problems
         assert [p.patient for p in upkeep.verify(snapshot, deep=True).problems] == ["A"]
+        obstore.put(store, shard, good[:-50])
+        (problem,) = upkeep.verify(snapshot).problems
+        assert "bytes," in problem.problem
         obstore.delete(store, shard)
         (problem,) = upkeep.verify(snapshot).problems
         assert problem.patient == "A"
@@ -257,7 +267,11 @@ class TestUpkeep:
 
     def test_splits_are_fixed_by_hand_and_reserved(self, dataset, tmp_path):
         commit(dataset, put(dataset, tmp_path, "A", 1))
-        snapshot, moves = upkeep.import_splits(dataset, "patient,split\nA,test\nZ,validation\n")
+        wanted = "patient,split\nA,test\nZ,validation\n"
+        with pytest.raises(SplitError, match=r"1 of 2 patients .* first is 'Z': .* --reserve"):
+            upkeep.import_splits(dataset, wanted)
+        assert dataset.snapshot().commit == 1
+        snapshot, moves = upkeep.import_splits(dataset, wanted, reserve=True)
         assert [(m.patient, m.before, m.after) for m in moves] == [
             ("A", "train", "test"),
             ("Z", None, "validation"),
@@ -265,6 +279,16 @@ class TestUpkeep:
         assert [p.split for p in snapshot.patients()] == ["test"]
         assert upkeep.import_splits(dataset, upkeep.export_splits(snapshot))[1] == []
         assert dataset.snapshot().commit == 2
+
+    def test_a_reserved_split_is_released_and_no_other(self, dataset, tmp_path):
+        commit(dataset, put(dataset, tmp_path, "A", 1))
+        upkeep.import_splits(dataset, "patient,split\nZ,validation\n", reserve=True)
+        for patient, said in (("A", "has data"), ("B", "has no split")):
+            with pytest.raises(SplitError, match=f"'{patient}' {said}"):
+                upkeep.release_splits(dataset, ["Z", patient])
+        snapshot, moves = upkeep.release_splits(dataset, ["Z"])
+        assert [(m.patient, m.before, m.after) for m in moves] == [("Z", "validation", None)]
+        assert snapshot.splits == {"A": "train"}
 
     @pytest.mark.parametrize(
         "text",
@@ -280,16 +304,16 @@ class TestUpkeep:
         commit(dataset, kept)
         upkeep.rollback(dataset, 0)
         lost = put(dataset, tmp_path, "A", 2)
-        assert upkeep.collect_garbage(dataset, dry_run=False).volumes == [], "it is too young"
+        assert collect_garbage(dataset, dry_run=False).volumes == [], "it is too young"
         nothing = timedelta(seconds=-60)
-        found = upkeep.collect_garbage(dataset, dry_run=True, grace=nothing)
+        found = collect_garbage(dataset, dry_run=True, grace=nothing)
         assert found.volumes == [lost.path]
         assert found.bytes > 0
-        assert volumes.is_complete(dataset.location, lost.path), "a dry run removes nothing"
-        upkeep.collect_garbage(dataset, dry_run=False, grace=nothing)
-        assert not volumes.is_complete(dataset.location, lost.path)
+        assert volumes.is_whole(dataset.location, lost), "a dry run removes nothing"
+        collect_garbage(dataset, dry_run=False, grace=nothing)
+        assert not volumes.is_whole(dataset.location, lost)
         assert dataset.snapshot(1).volume("A").full.shape == (45, 8, 9)
-        assert upkeep.collect_garbage(dataset, dry_run=True, grace=nothing).volumes == []
+        assert collect_garbage(dataset, dry_run=True, grace=nothing).volumes == []
 
 
 def test_a_folder_that_cannot_be_written_takes_no_commit(tmp_path, monkeypatch):
@@ -311,17 +335,24 @@ def test_garbage_of_killed_writers_in_a_folder(tmp_path):
     half.write_bytes(b"half")
     orphan = tmp_path / "dataset" / "catalog" / "part-00000-lost.snappy.parquet"
     orphan.write_bytes(b"orphan")
-    scratch = tmp_path / "scratch"
+    scratch, memory = tmp_path / "scratch", tmp_path / "scan"
     (scratch / "123-abc" / "full").mkdir(parents=True)
+    (memory / "converted").mkdir(parents=True)
+    for name, days in (("old.json", 31), ("converted/old.json", 31), ("new.json", 29)):
+        (memory / name).write_text("{}")
+        when = time.time() - days * 86400
+        os.utime(memory / name, (when, when))
     half_an_hour = timedelta(minutes=30)
-    assert upkeep.collect_garbage(dataset, dry_run=True, grace=half_an_hour).files == []
+    assert collect_garbage(dataset, dry_run=True, grace=half_an_hour).files == []
     nothing = timedelta(seconds=-60)
-    found = upkeep.collect_garbage(dataset, scratch, dry_run=False, grace=nothing)
+    found = collect_garbage(dataset, scratch, memory, dry_run=False, grace=nothing)
     assert sorted(found.files) == [
         "catalog/part-00000-lost.snappy.parquet",
         "volumes/A/x/low/c/0/0/0#7",
     ]
     assert found.scratch == ["123-abc"]
+    assert found.memory == ["old.json", "old.json"]
+    assert [file.name for file in memory.rglob("*.json")] == ["new.json"]
     assert not half.exists()
     assert not orphan.exists()
     assert not (scratch / "123-abc").exists()

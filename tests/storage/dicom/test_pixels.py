@@ -13,7 +13,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from storage.refusals import Refused
+from storage.refusals import Refusal
 
 
 def compress(syntax):
@@ -184,7 +184,7 @@ def left_aligned(values: int):
 def test_left_aligned_values_are_read_and_a_wrong_high_bit_is_refused(read, tmp_path, series):
     one = series(change=left_aligned(4))
     assert (read(one.write(tmp_path / "a"))[0] == one.values()).all()
-    with pytest.raises(Refused, match=r"BitsStored 12 up to HighBit 15.*expected HighBit 11"):
+    with pytest.raises(Refusal, match=r"BitsStored 12 up to HighBit 15.*expected HighBit 11"):
         read(series(change=left_aligned(0)).write(tmp_path / "b"))
 
 

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from storage.dicom.series import Limits, order
-from storage.ingest.cohort import CohortRules
-from storage.ingest.inventory import take_inventory
-from storage.ingest.pseudonyms import Pseudonyms
-from storage.refusals import Refused
+from storage.dicom.geometry import Limits
+from storage.dicom.headers import read_header
+from storage.dicom.series import order
+from storage.refusals import Refusal
 
 
 def test_slices_stand_in_the_order_of_space_whatever_the_names(read, tmp_path, series):
@@ -35,8 +34,8 @@ def test_order_follows_the_normal_of_the_orientation(read, tmp_path, series, ori
 
 def test_increment_is_measured_and_slice_thickness_is_not_it(tmp_path, series):
     folder = series(increment=1.5, attributes={"SliceThickness": 5}).write(tmp_path / "a")
-    found = take_inventory(folder, CohortRules(), Pseudonyms(), tmp_path / "memory", map)
-    assert order(found.records, Limits()).spacing == (1.5, 0.7, 0.8)
+    headers = [read_header(folder, file.name) for file in folder.iterdir()]
+    assert order(headers, Limits()).geometry.spacing == (1.5, 0.7, 0.8)
 
 
 def test_rounded_positions_are_even_enough(read, tmp_path, series):
@@ -59,5 +58,5 @@ def test_a_constant_tilt_is_no_error(read, tmp_path, series):
 
 def test_limits_are_settings(read, tmp_path, series):
     folder = series(slices=10).write(tmp_path / "a")
-    with pytest.raises(Refused, match="10 slices; expected 11"):
+    with pytest.raises(Refusal, match="10 slices; expected 11"):
         read(folder, Limits(min_slices=11))

@@ -8,11 +8,9 @@ from storage.ingest.cohort import (
     Role,
     anatomy,
     dose_fraction,
-    kernel,
     patient_key,
     read_cohort_file,
     role,
-    vendor,
 )
 
 RULES = CohortRules()
@@ -75,27 +73,6 @@ def test_patient_keys(named, path, key):
 def test_anatomy_and_dose(key, part, word, dose):
     assert anatomy(RULES, key, part) == word
     assert dose_fraction(RULES, key, word) == dose
-
-
-def test_vendors_and_kernels_are_words_of_a_vocabulary():
-    drift = ["SIEMENS", "Siemens Healthcare", "GE", "GE MEDICAL SYSTEMS", "Philips", "TOSHIBA"]
-    assert [vendor(name) for name in drift] == [
-        "Siemens",
-        "Siemens",
-        "GE",
-        "GE",
-        "Philips",
-        "Canon",
-    ]
-    assert vendor("General Hospital of Genf") == "other"
-    assert [kernel(k) for k in ("B40f", "Br38f", "STANDARD", "FC13", "D")] == [
-        "B40f",
-        "Br38f",
-        "STANDARD",
-        "FC13",
-        "D",
-    ]
-    assert kernel("Meyer, Hans") == "other"
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,56 @@
-"""What is said of a conversion; what is remembered is taken up while the volume is sure to stay."""
+"""What a conversion says, and costs: a long volume goes through memory a shard at a time."""
 
-import os
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import pydicom
 import pytest
 
-from storage.dataset.catalog import Row
-from storage.ingest.conversion import Memory
-from storage.ingest.pairing import Pair
-from storage.stores.location import Location
+SCRIPT = """
+import sys
+from pathlib import Path
+from storage.dataset.versions import Dataset
+from storage.ingest.conversion import Conversion
+from storage.ingest.delivery import Delivery
+from storage.ingest.inventory import take_inventory
+from storage.ingest.planning import plan
+
+source, work = map(Path, sys.argv[1:])
+dataset = Dataset(work / "dataset")
+delivery = Delivery(source, "c", dataset, work / "memory", work / "scratch")
+here = lambda function, items: ((item, function(item)) for item in items)
+(pair,) = plan(delivery, take_inventory(delivery, here)).pairs
+convert = Conversion(source, dataset.location, work / "scratch", "c")
+
+def peak():
+    # Not ru_maxrss: a child begins with the peak of the process that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+before = peak()
+row = convert(pair)
+print(row.slices, peak() - before)
+"""
 
 
-@pytest.mark.parametrize(("named", "recalled"), [((), False), (("volumes/A/1",), True)])
-def test_an_old_volume_is_taken_up_only_if_a_commit_names_it(tmp_path, named, recalled):
-    marker = tmp_path / "volumes" / "A" / "1" / "zarr.json"
-    marker.parent.mkdir(parents=True)
-    marker.write_text("{}")
-    two_days_ago = time.time() - 2 * 86400
-    os.utime(marker, (two_days_ago, two_days_ago))
-    row = Row(
-        key="patient:A",
-        cohort="c",
-        status="accepted",
-        patient="A",
-        path="volumes/A/1",
-        fingerprint="f",
-    )
-    memory = Memory(tmp_path / "memory")
-    memory.remember(row)
-    pair = Pair("A", None, None, "chest", None, "folder", (), "", "f")
-    found = memory.recall(pair, Location(tmp_path), named)
-    assert found == (row if recalled else None)
+def growth(source: Path, work: Path) -> tuple[int, float]:
+    """Slices of the volume, and MiB that its conversion took beyond what was there."""
+    command = [sys.executable, "-c", SCRIPT, str(source), str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    slices, grown = done.stdout.split()
+    return int(slices), float(grown)
+
+
+def test_a_thousand_slices_take_no_more_memory_than_a_hundred(tmp_path, pair):
+    pair(tmp_path / "short", "L001", slices=100, matrix=(128, 128), increment=0.5)
+    pair(tmp_path / "long", "L001", slices=1000, matrix=(128, 128), increment=0.5)
+    _, short = growth(tmp_path / "short", tmp_path / "a")
+    slices, long = growth(tmp_path / "long", tmp_path / "b")
+    assert slices == 1000
+    # One dose of the long volume alone is 31 MiB.
+    assert long < short + 15
+    assert long < 200
 
 
 @pytest.mark.parametrize(
@@ -47,10 +66,10 @@ def test_a_slice_that_is_stored_otherwise_is_converted_so_and_it_is_said(
     one = series("L001", "FULL", seed=1)
     series("L001", "LOW", seed=1, low=True).write(tmp_path / "source" / "low")
     file = min(one.write(tmp_path / "source" / "full").iterdir())
-    assert deliver(dataset, tmp_path / "source").admission.accepted[0].note is None
+    assert deliver(dataset, tmp_path / "source").outcome.accepted[0].note is None
     image = pydicom.dcmread(file)
     for keyword, value in values.items():
         image[keyword].value = value
     image.save_as(file)
-    (row,) = deliver(dataset, tmp_path / "source").admission.accepted
+    (row,) = deliver(dataset, tmp_path / "source").outcome.accepted
     assert row.note == note

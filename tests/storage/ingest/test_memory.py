@@ -1,51 +1,82 @@
-"""A long volume costs no more memory than a short one: it goes through a shard at a time."""
+"""What is remembered is taken up while the file, the volume and the schema are what they were."""
 
-import subprocess
-import sys
-from pathlib import Path
+import os
+import time
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from storage.ingest.cohort import CohortRules
-from storage.ingest.conversion import Conversion
-from storage.dataset.versions import Dataset
-from storage.dicom.series import Limits
-from storage.ingest.pairing import plan
-from storage.ingest.pseudonyms import Pseudonyms
+import pytest
+
+from storage.dataset.rows import Accepted, Refused
+from storage.dicom.headers import read_header
+from storage.ingest import inventory
 from storage.ingest.inventory import take_inventory
+from storage.ingest.memory import ConversionMemory
+from storage.ingest.pairing import Pair
+from storage.stores.location import Location
 
-source, work = map(Path, sys.argv[1:])
-names, rules = Pseudonyms(), CohortRules()
-found = take_inventory(source, rules, names, work / "memory", map)
-(pair,) = plan(found, rules, Limits(), names).pairs
-convert = Conversion(source, Dataset(work / "dataset").location, work / "scratch", "c", names)
-
-def peak():
-    # Not ru_maxrss: a child begins with the peak of the process that started it.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-before = peak()
-row = convert(pair)
-print(row.slices, peak() - before)
-"""
+PAIR = Pair("A", None, None, "chest", None, "folder", (), "", "f")
 
 
-def growth(source: Path, work: Path) -> tuple[int, float]:
-    """Slices of the volume, and MiB that its conversion took beyond what was there."""
-    command = [sys.executable, "-c", SCRIPT, str(source), str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    slices, grown = done.stdout.split()
-    return int(slices), float(grown)
+def accepted(**more) -> Accepted:
+    about = {"path": "volumes/A/1", "digest": "d", "slices": 1, "matrix": (2, 2), "size": 6}
+    about |= {"spacing": (1.0, 1.0, 1.0), "anatomy": "chest", "vendor": "GE", "fingerprint": "f"}
+    return Accepted(patient="A", cohort="c", **about | more)
 
 
-def test_a_thousand_slices_take_no_more_memory_than_a_hundred(tmp_path, pair):
-    pair(tmp_path / "short", "L001", slices=100, matrix=(128, 128), increment=0.5)
-    pair(tmp_path / "long", "L001", slices=1000, matrix=(128, 128), increment=0.5)
-    _, short = growth(tmp_path / "short", tmp_path / "a")
-    slices, long = growth(tmp_path / "long", tmp_path / "b")
-    assert slices == 1000
-    # One dose of the long volume alone is 31 MiB.
-    assert long < short + 15
-    assert long < 200
+@pytest.mark.parametrize(("named", "recalled"), [((), False), (("volumes/A/1",), True)])
+def test_an_old_volume_is_taken_up_only_if_a_commit_names_it(tmp_path, delivery, named, recalled):
+    two_days_ago = time.time() - 2 * 86400
+    for name in ("full/c/0/0/0", "low/c/0/0/0", "full/zarr.json", "low/zarr.json", "zarr.json"):
+        file = tmp_path / "volumes" / "A" / "1" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}" if name == "zarr.json" else "1")
+        os.utime(file, (two_days_ago, two_days_ago))
+    memory = ConversionMemory(delivery(tmp_path))
+    memory.remember(accepted())
+    found = memory.recall(PAIR, Location(tmp_path), named)
+    assert found == (accepted() if recalled else None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        accepted(note="cropped", slice_fingerprints=("a", "b"), dose_fraction=0.1, split="train"),
+        Refused(
+            key="refused:A",
+            cohort="c",
+            patient="A",
+            code="identical_doses",
+            reason="so",
+            files=("a", "b"),
+            fingerprint="f",
+            delivery="d",
+        ),
+    ],
+)
+def test_a_row_is_remembered_as_it_was_and_forgotten_under_another_schema(tmp_path, delivery, row):
+    memory = ConversionMemory(delivery(tmp_path))
+    memory.remember(row)
+    assert memory.get(PAIR) == row
+    (file,) = tmp_path.rglob("converted/*.json")
+    file.write_text(file.read_text().replace('"schema_number":1', '"schema_number":2'))
+    assert memory.get(PAIR) is None
+
+
+def test_records_are_remembered_until_their_file_or_their_schema_changes(
+    tmp_path, pair, delivery, here, monkeypatch
+):
+    pair(tmp_path / "source", "L001")
+    opened = delivery(tmp_path / "source")
+    first = take_inventory(opened, here)
+    asked = []
+    monkeypatch.setattr(inventory, "read_header", lambda *a: asked.append(a) or read_header(*a))
+    assert take_inventory(opened, here) == first
+    assert not asked
+    os.utime(min((tmp_path / "source").rglob("*.dcm")), (1, 1))
+    take_inventory(opened, here)
+    assert len(asked) == 1
+    (remembered,) = opened.memory.glob("*.json")
+    text = remembered.read_text()
+    assert "L001/" not in text, "no path is remembered"
+    remembered.write_text(text.replace('"schema_number":1', '"schema_number":0'))
+    take_inventory(opened, here)
+    assert len(asked) == 1 + len(first.records)

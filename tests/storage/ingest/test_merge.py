@@ -1,36 +1,42 @@
 """What a delivery changes, decided on rows alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from storage.dataset.catalog import Row
+from storage.dataset import keys
+from storage.dataset.rows import Accepted, Refused, Reserved
+from storage.ingest.delivery import Delivery
 from storage.ingest.merge import merge_delivery
 
 
-def pair(patient: str, pixels: str, cohort: str = "a", study: str = "s", **more) -> Row:
-    return Row(
-        key=f"patient:{patient}",
-        cohort=cohort,
-        status="accepted",
-        patient=patient,
-        digest=f"digest of {pixels}",
-        pixels=pixels,
-        studies=(study,),
-        anatomy="chest",
-        vendor="GE",
-        **more,
+def pair(patient: str, pixels: str, cohort: str = "a", study: str = "s", **more) -> Accepted:
+    about = {
+        "path": f"volumes/{patient}/{pixels}",
+        "digest": f"digest of {pixels}",
+        "slices": 10,
+        "matrix": (8, 9),
+        "spacing": (3.0, 0.7, 0.7),
+        "pixels": pixels,
+        "identity_evidence": (study,),
+        "anatomy": "chest",
+        "vendor": "GE",
+    }
+    return Accepted(patient=patient, cohort=cohort, **about | more)
+
+
+def refusal(patient: str, cohort: str = "a", code: str = "no_low_dose", **more) -> Refused:
+    key = keys.refused_patient(patient)
+    return Refused(key=key, cohort=cohort, patient=patient, code=code, reason="so", **more)
+
+
+def deliver(rows, *incoming, cohort="a", seen=(), source=None):
+    subjects = frozenset({keys.refused_patient(row.patient) for row in incoming} | set(seen))
+    delivery = Delivery(
+        source=Path(source or f"/{cohort}"), cohort=cohort, dataset=None, memory=None, scratch=None
     )
-
-
-def refusal(patient: str, cohort: str = "a", code: str = "no_low_dose", **more) -> Row:
-    key = f"refused:{patient}"
-    return Row(key=key, cohort=cohort, status="refused", patient=patient, code=code, **more)
-
-
-def deliver(rows, *incoming, cohort="a", seen=()):
-    keys = frozenset({f"refused:{row.patient}" for row in incoming} | set(seen))
-    return merge_delivery(rows, incoming, keys, cohort)
+    return merge_delivery(rows, incoming, subjects, delivery)
 
 
 def test_the_same_again_changes_nothing():
@@ -68,9 +74,11 @@ def test_the_same_id_with_nothing_in_common_is_refused_with_what_to_do(cohort):
     assert [row.pixels for row in done.rows if row.status == "accepted"] == ["1"]
 
 
-@pytest.mark.parametrize("marks", [{"pixels": "1"}, {"pixels": "x", "sketch": "s2 s9"}])
+@pytest.mark.parametrize(
+    "marks", [{"pixels": "1"}, {"pixels": "x", "slice_fingerprints": ("s2", "s9")}]
+)
 def test_pixels_of_another_patient_are_refused(marks):
-    rows = deliver([], pair("A", "1", sketch="s1 s2")).rows
+    rows = deliver([], pair("A", "1", slice_fingerprints=("s1", "s2"))).rows
     done = deliver(rows, replace(pair("B", "1", cohort="b"), **marks), cohort="b")
     assert [(row.patient, row.code) for row in done.refused] == [("B", "duplicate_patient")]
 
@@ -117,13 +125,19 @@ def test_an_acceptance_ends_the_refusals_of_the_patient_in_every_cohort():
 
 
 def test_refusals_that_the_delivery_no_longer_makes_are_over():
-    stray = Row(key="series::1:unknown", cohort="a", status="refused", code="localizer")
+    stray = Refused(
+        key=keys.series("1", "unknown", None),
+        cohort="a",
+        patient=None,
+        code="localizer",
+        reason="so",
+    )
     rows = deliver([], stray, refusal("A")).rows
     elsewhere = deliver(rows, pair("C", "3", cohort="b"), cohort="b", seen=[stray.subject]).rows
     assert stray in elsewhere, "what another cohort says of the same key is another refusal"
     kept = deliver(rows, seen=[]).rows
     assert kept is None, "what a delivery does not hold stays as it is"
-    assert deliver(rows, seen=[stray.subject, "refused:A"]).rows == []
+    assert deliver(rows, seen=[stray.subject, keys.refused_patient("A")]).rows == []
 
 
 def test_a_refusal_does_not_remove_the_patient():
@@ -133,6 +147,28 @@ def test_a_refusal_does_not_remove_the_patient():
 
 
 def test_a_reserved_split_is_the_patients():
-    reserved = Row(key="patient:A", cohort="", status="reserved", patient="A", split="validation")
+    reserved = Reserved(cohort="", patient="A", split="validation")
     done = deliver([reserved], pair("A", "1"), pair("B", "2"))
     assert {row.patient: row.split for row in done.accepted} == {"A": "validation", "B": "train"}
+
+
+def test_another_name_for_the_same_delivery_does_not_repeat_its_refusals():
+    delivery = Delivery(source=Path("/x"), cohort="a", dataset=None, memory=None, scratch=None)
+    said = refusal("A", delivery=delivery.digest)
+    rows = deliver([], said, source="/x").rows
+    renamed = replace(said, cohort="b")
+    again = deliver(rows, renamed, cohort="b", source="/x")
+    assert again.rows is None
+    assert again.refused == [said]
+    another = replace(renamed, code="unreadable")
+    assert deliver(rows, another, cohort="b", source="/x").rows == [another]
+    assert deliver(rows, cohort="b", source="/x", seen=[said.subject]).rows == []
+    elsewhere = replace(renamed, delivery="of another folder")
+    assert len(deliver(rows, elsewhere, cohort="b", source="/y").rows) == 2
+
+
+def test_a_volume_that_was_written_anew_is_as_long_as_it_now_is():
+    rows = deliver([], pair("A", "1", size=100)).rows
+    done = deliver(rows, pair("A", "1", size=101))
+    assert done.unchanged == ["A"]
+    assert [row.size for row in done.rows] == [101]

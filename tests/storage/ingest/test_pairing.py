@@ -6,11 +6,9 @@ from dataclasses import replace
 import pydicom
 import pytest
 
-from storage.dicom.series import Limits
 from storage.ingest.cohort import CohortRules, PatientRule
 from storage.ingest.inventory import take_inventory
-from storage.ingest.pairing import plan
-from storage.ingest.pseudonyms import Pseudonyms
+from storage.ingest.planning import plan
 
 
 def write(series, root, **of):
@@ -37,22 +35,24 @@ def test_both_doses_arrive_whole_and_where_they_lie(tmp_path, series, dataset, d
     )
 
 
-def test_fingerprints_are_those_of_the_datasets_that_exist(tmp_path, series):
+def test_fingerprints_are_those_of_the_datasets_that_exist(tmp_path, series, delivery, here):
     """Another one makes every ingest after an upgrade read all pixels again."""
-    found = take_inventory(
-        write(series, tmp_path / "source"), CohortRules(), Pseudonyms(), tmp_path / "memory", map
-    )
+    opened = delivery(write(series, tmp_path / "source"))
+    found = take_inventory(opened, here)
     records = tuple(
         replace(
             record,
-            instance=str(record.frames[0].position),
-            series=record.role,
-            size=1000,
-            mtime_ns=5,
+            header=replace(
+                record.header,
+                instance=str(record.header.frames[0].position),
+                series=record.role,
+                size=1000,
+                mtime_ns=5,
+            ),
         )
         for record in found.records
     )
-    (pair,) = plan(replace(found, records=records), CohortRules(), Limits(), Pseudonyms()).pairs
+    (pair,) = plan(opened, replace(found, records=records)).pairs
     assert pair.fingerprint == "3eeca92bb1221e7dc2ad835029ec513f94464d3bda8c4abb6e8942248971bccf"
 
 
@@ -98,7 +98,7 @@ def test_a_partial_overlap_is_cropped_and_said(tmp_path, series, dataset, delive
     assert volume.positions == tuple(-44.0 + 3 * i for i in range(8))
     assert (volume.full[:] == series(seed=1).values()[2:]).all()
     assert (volume.low[:] == series(seed=1, low=True, slices=12).values()[:8]).all()
-    assert "cropped to 8 common slices" in done.admission.accepted[0].note
+    assert "cropped to 8 common slices" in done.outcome.accepted[0].note
 
 
 def test_a_cropped_tilted_pair_keeps_its_line(tmp_path, series, dataset, deliver):
@@ -115,7 +115,7 @@ def test_a_cropped_tilted_pair_keeps_its_line(tmp_path, series, dataset, deliver
         write(series, tmp_path / "s", low={"change": tilted(2)}, full={"change": tilted(0)}),
     )
     assert done.accepted == ["L001"]
-    assert done.admission.accepted[0].slices == 8
+    assert done.outcome.accepted[0].slices == 8
 
 
 def test_of_several_reconstructions_the_pair_with_most_slices_is_chosen(
@@ -130,8 +130,8 @@ def test_of_several_reconstructions_the_pair_with_most_slices_is_chosen(
         )
     done = deliver(dataset, source)
     assert done.accepted == ["L001"]
-    assert done.admission.accepted[0].slices == 30
-    assert "chosen among 4 series" in done.admission.accepted[0].note
+    assert done.outcome.accepted[0].slices == 30
+    assert "chosen among 4 series" in done.outcome.accepted[0].note
     assert [code for _, code in done.refused] == ["not_chosen", "not_chosen"]
 
 
@@ -156,7 +156,7 @@ def test_of_several_reconstructions_both_doses_have_one(
     low.write(source / "low")
     done = deliver(dataset, source)
     assert (done.snapshot.volume("L001").full[:] == series(seed=chosen).values()).all()
-    assert "differ" not in done.admission.accepted[0].note
+    assert "differ" not in done.outcome.accepted[0].note
 
 
 def test_a_pair_of_two_reconstructions_is_accepted_and_said(tmp_path, series, dataset, deliver):
@@ -178,12 +178,12 @@ def test_a_series_of_several_reconstructions_has_none_and_it_is_said(
     # What is absent is no other reconstruction.
     del image.ConvolutionKernel, image.SliceThickness
     image.save_as(first)
-    (row,) = deliver(dataset, source).admission.accepted
+    (row,) = deliver(dataset, source).outcome.accepted
     assert (row.kernel, row.note) == ("B30f", None)
     image = pydicom.dcmread(second)
     image.ConvolutionKernel, image.SliceThickness = "B60f", 7
     image.save_as(second)
-    (row,) = deliver(dataset, source).admission.accepted
+    (row,) = deliver(dataset, source).outcome.accepted
     assert row.kernel == "other"
     assert row.note == "full dose: slices differ in kernel and slice thickness"
 
@@ -200,7 +200,7 @@ def test_a_pair_with_a_stray_slice_is_no_worse_than_one_of_two_kernels(
     image = pydicom.dcmread(file)
     image.ConvolutionKernel = "B60f"
     image.save_as(file)
-    (row,) = deliver(dataset, tmp_path / "source").admission.accepted
+    (row,) = deliver(dataset, tmp_path / "source").outcome.accepted
     assert (row.slices, row.note.split(";")[0]) == (12, "full dose: slices differ in kernel")
 
 
@@ -276,7 +276,7 @@ def test_every_layout_leads_to_the_same_volume(tmp_path, series, dataset, delive
     (source / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     (source / "._1-001.dcm").write_bytes(b"AppleDouble")
     done = deliver(dataset, source)
-    assert done.accepted == ["L067"], done.admission.refused
+    assert done.accepted == ["L067"], done.outcome.refused
     assert (done.snapshot.volume("L067").full[:] == series(seed=4).values()).all()
     assert not done.refused
 

@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all, also after a power cut.
+
+A name on a disk promises nothing about what lies under it until the bytes, and the folder that
+holds the name, have been synced.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step: under a temporary name, synced, then renamed.
+
+    Folders are made where they are missing. Who reads meanwhile sees the old content or the new.
+
+    Raises:
+        OSError: the disk does not take it; what stood there before still does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    try:
+        with draft.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync([path.parent])
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Have files and folders written to the disk; returns when they are."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_tree(folder: Path, root: Path) -> None:
+    """Sync all that lies below a folder, and the names of the folders that lead to it.
+
+    Args:
+        root: the last of those, which holds the folder.
+    """
+    for parent, _, names in os.walk(folder, topdown=False):
+        sync([*(Path(parent, name) for name in names), Path(parent)])
+    sync(above for above in folder.parents if above.is_relative_to(root))
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not be there yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
