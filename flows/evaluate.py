@@ -244,6 +244,7 @@ def _provenance(
         "recipe": version.tags.get("recipe", ""),
         "trained on commit": version.tags.get("commit", ""),
         "split": split,
+        "dataset": snapshot.identity,
         "dataset commit": str(snapshot.commit),
         "dataset digest": snapshot.digest,
         "cohorts": ", ".join(cohorts),

@@ -43,8 +43,9 @@ def counting(version: ModelVersion, snapshot: Snapshot, split: str) -> Summary |
     summary = stored_summary(version.run, snapshot.commit, split)
     if summary is None:
         return None
-    made = summary.dataset_digest, summary.definition, summary.evaluated_by
-    return summary if made == (snapshot.digest, DEFINITION, code_version()) else None
+    made = summary.dataset, summary.dataset_digest, summary.definition, summary.evaluated_by
+    now = snapshot.identity, snapshot.digest, DEFINITION, code_version()
+    return summary if made == now else None
 
 
 def champion(history: History | None = None) -> ModelVersion | None:

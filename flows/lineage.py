@@ -19,6 +19,7 @@ def tags(snapshot: Snapshot, recipe: str) -> dict[str, str]:
     made = {
         "commit": str(snapshot.commit),
         "digest": snapshot.digest,
+        "dataset": snapshot.identity,
         "recipe": recipe,
         "code_version": code_version(),
     }

@@ -124,6 +124,7 @@ class Settings(BaseSettings):
     home: Path = Field(DEFAULT, description="Everything that a run leaves lies under here.")
     dataset: str = Field("", description="Folder or object-store URL; default: HOME/dataset.")
     tracking_uri: str = Field("", description="MLflow server; default: a database under HOME.")
+    model: str = Field("hqinet", description="Name of the registered model in MLflow.")
     ingest: IngestSettings = IngestSettings()
     cluster: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()

@@ -1,14 +1,16 @@
 """The stores of this machine, as the settings place them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.settings import Settings
 from storage.dataset.versions import Dataset
+from storage.errors import DatasetError
 from storage.models.promotions import Promotions
 
 if TYPE_CHECKING:
-    from storage.models.registry import Registry
+    from storage.models.registry import Owner, Registry
 
 
 def dataset() -> Dataset:
@@ -21,12 +23,31 @@ def registry() -> "Registry":
     # MLflow takes seconds to import, which ingest and the dataset's commands need not wait for.
     from storage.models.registry import Registry  # noqa: PLC0415
 
-    server = Settings().tracking_uri
-    if server:
+    settings = Settings()
+    if settings.tracking_uri:
         # Where a server keeps artifacts is its own business, and the same for all its users.
-        return Registry(server, None)
-    folder = Settings().home.absolute() / "mlflow"
-    return Registry(f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri())
+        return Registry(settings.tracking_uri, None, settings.model, owner())
+    folder = settings.home.absolute() / "mlflow"
+    database, artifacts = f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()
+    return Registry(database, artifacts, settings.model, owner())
+
+
+def owner() -> "Owner | None":
+    """The dataset whose models these are; None where there is none yet."""
+    from storage.models.registry import Owner  # noqa: PLC0415 - as above
+
+    ours = dataset()
+
+    def knows(tags: Mapping[str, str]) -> bool:
+        try:
+            return ours.snapshot(int(tags["commit"])).digest == tags["digest"]
+        except (DatasetError, KeyError, ValueError):
+            return False
+
+    try:
+        return Owner(ours.identity, knows)
+    except DatasetError:
+        return None
 
 
 def promotions() -> Promotions:

@@ -5,6 +5,7 @@ be known by then. Recipes and the source's path are looked at before that, for m
 the usual ones, and a home and a server take seconds.
 """
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -153,6 +154,9 @@ def pipeline(
 
 def demo(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     """The pipeline on a synthetic cohort that it makes itself: phantoms, not patients."""
+    if "HQINET_TRACKING_URI" in os.environ:
+        # On a server that others share, phantoms' models never stand among theirs.
+        os.environ.setdefault("HQINET_MODEL", "hqinet-demo")
     enter(home)
     from flows import demo as flow
     from flows.cli import output

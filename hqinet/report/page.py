@@ -98,6 +98,7 @@ def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> Summary:
         )
     )
     return Summary(
+        dataset=evaluation.provenance["dataset"],
         evaluated_by=evaluation.provenance["evaluated by code"],
         dataset_digest=evaluation.provenance["dataset digest"],
         provenance=evaluation.provenance,

@@ -30,6 +30,7 @@ class Summary(BaseModel):
     schema_: int = Field(SCHEMA, alias="schema")
     definition: int = Field(DEFINITION, description="Of the metrics; see `hqinet.quality.metrics`.")
     evaluated_by: str = Field(description="Version of the code that measured.")
+    dataset: str = Field(description="Identity of the dataset.")
     dataset_digest: str = Field(description="Digest of the commit's rows.")
     provenance: dict[str, str]
     acquisition: dict[str, str]

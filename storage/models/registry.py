@@ -1,7 +1,7 @@
 """MLflow: runs, registered model versions and their aliases."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import (
@@ -27,9 +28,11 @@ from storage.errors import StorageError
 from storage.stores.servers import answers
 
 MODEL = "hqinet"
-"""The registered model; its aliases are CHAMPION and PREVIOUS."""
+"""Usual name of the registered model; its aliases are CHAMPION and PREVIOUS."""
 CHAMPION = "champion"
 PREVIOUS = "previous"
+DATASET = "dataset"
+"""Tag of a registered model: the identity of the dataset that its versions were trained on."""
 LOGGED = "logged_model"
 """Tag of a version: the logged model whose page shows its metrics."""
 SIGNATURE = ModelSignature(
@@ -63,24 +66,50 @@ class ModelVersion:
     aliases: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The dataset that a registered model belongs to.
+
+    knows: whether a version of these tags was trained on the dataset, for registered models that
+        were made before they said whose they are.
+    """
+
+    identity: str
+    knows: Callable[[Mapping[str, str]], bool]
+
+
 class Registry:
     """Runs and models on one tracking server or database.
+
+    A registered model belongs to one dataset: on a server that several share, versions, aliases and
+    champions of one are never taken for those of another.
 
     Public methods raise RegistryError where a run or version does not exist.
     """
 
-    def __init__(self, tracking_uri: str, artifacts: str | None) -> None:
-        """tracking_uri: `sqlite:///...` or a server. artifacts: where a new experiment puts its."""
+    def __init__(
+        self,
+        tracking_uri: str,
+        artifacts: str | None,
+        name: str = MODEL,
+        owner: Owner | None = None,
+    ) -> None:
+        """Connect to a tracking server.
+
+        tracking_uri: `sqlite:///...` or a server. artifacts: where a new experiment puts its.
+        name: of the registered model. owner: the dataset it is to belong to; None: whichever.
+        """
         if tracking_uri.startswith("sqlite:///"):
             Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         # What matters is raised; the rest would fill the terminal at every run.
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for library in ("alembic", "mlflow"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         if tracking_uri.startswith("http"):
             _require_server(tracking_uri)
         mlflow.set_tracking_uri(tracking_uri)
         self._client = mlflow.MlflowClient(tracking_uri)
         self._artifacts = artifacts
+        self._uri, self._name, self._owner = tracking_uri, name, owner
 
     def start(self, name: str, params: Mapping[str, Any], inputs: DatasetInputs) -> str:
         """Open a run and return its id."""
@@ -191,15 +220,11 @@ class Registry:
                 input_example=example,
                 pip_requirements=["torch"],
             )
-        try:
-            self._client.create_registered_model(MODEL)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise _trouble(error) from error
+        self._create_model()
         # With its tags at once: no kill leaves a version without lineage.
         with _errors():
             created = self._client.create_model_version(
-                MODEL,
+                self._name,
                 logged.model_uri,
                 run,
                 tags={LOGGED: logged.model_id, **tags},
@@ -210,19 +235,22 @@ class Registry:
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
         try:
-            found = self._client.search_model_versions(f"name = '{MODEL}'")
+            found = self._client.search_model_versions(f"name = '{self._name}'")
         except MlflowException as error:
             raise _trouble(error) from error
         if not found:
             return []
-        aliases = self._client.get_registered_model(MODEL).aliases
+        model = self._client.get_registered_model(self._name)
+        self._require_own(model, max(found, key=lambda row: int(row.version)).tags)
         rows = [
             ModelVersion(
                 version=int(row.version),
                 run=row.run_id,
                 logged=row.tags.get(LOGGED, ""),
                 tags=dict(row.tags),
-                aliases=tuple(name for name, at in aliases.items() if int(at) == int(row.version)),
+                aliases=tuple(
+                    name for name, at in model.aliases.items() if int(at) == int(row.version)
+                ),
             )
             for row in found
         ]
@@ -245,7 +273,7 @@ class Registry:
         """The version's pt2 archive on local disk, for `torch.export.load`."""
         into.mkdir(parents=True, exist_ok=True)
         folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{MODEL}/{version.version}", dst_path=str(into)
+            artifact_uri=f"models:/{self._name}/{version.version}", dst_path=str(into)
         )
         return next(Path(folder).rglob("model.pt2"))
 
@@ -253,18 +281,46 @@ class Registry:
         """Set tags of a model version."""
         with _errors():
             for key, value in tags.items():
-                self._client.set_model_version_tag(MODEL, str(version), key, value)
+                self._client.set_model_version_tag(self._name, str(version), key, value)
 
     def point(self, alias: str, version: int) -> None:
         """Move an alias to a version."""
         with _errors():
-            self._client.set_registered_model_alias(MODEL, alias, str(version))
+            self._client.set_registered_model_alias(self._name, alias, str(version))
+
+    def _create_model(self) -> None:
+        """Make the registered model, and let it say whose it is."""
+        try:
+            self._client.create_registered_model(self._name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise _trouble(error) from error
+            self.versions()
+        if self._owner is not None:
+            with _errors():
+                self._client.set_registered_model_tag(self._name, DATASET, self._owner.identity)
+
+    def _require_own(self, model: RegisteredModel, newest: Mapping[str, str]) -> None:
+        """Raise RegistryError if the registered model is another dataset's.
+
+        newest: the tags of its newest version, by which a model without a tag is judged.
+        """
+        if self._owner is None:
+            return
+        stated = model.tags.get(DATASET)
+        if stated == self._owner.identity or (stated is None and self._owner.knows(newest)):
+            return
+        raise RegistryError(
+            f"the registered model {self._name!r} on {self._uri} belongs to another dataset"
+            f"{f' ({stated})' if stated else ''}, not to this one ({self._owner.identity}): give "
+            "this one's models a name of their own with HQINET_MODEL"
+        )
 
     def _experiment(self) -> str:
-        experiment = self._client.get_experiment_by_name(MODEL)
+        experiment = self._client.get_experiment_by_name(self._name)
         if experiment is not None:
             return experiment.experiment_id
-        return self._client.create_experiment(MODEL, artifact_location=self._artifacts)
+        return self._client.create_experiment(self._name, artifact_location=self._artifacts)
 
 
 @cache

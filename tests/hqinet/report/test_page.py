@@ -68,6 +68,7 @@ def evaluation(tmp_path_factory) -> report.Evaluation:
         "recipe": "<script>alert(1)</script>",
         "split": "test",
         "dataset commit": "4",
+        "dataset": "7c9e6679",
         "dataset digest": "0123abcd",
         "evaluated by code": "0.1.0",
     }

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from storage.models.registry import DatasetInputs, Registry, RegistryError
+from storage.models.registry import DatasetInputs, Owner, Registry, RegistryError
 
 INPUTS = DatasetInputs("data/ct", 3, "0" * 64)
 
@@ -117,3 +117,34 @@ def test_a_server_that_goes_away_is_not_taken_for_a_missing_run(monkeypatch):
     away = Registry("http://127.0.0.1:10", None)
     with pytest.raises(RegistryError, match="MLflow does not"):
         away.reopen("0" * 32)
+
+
+def owner(identity: str, *digests: str) -> Owner:
+    return Owner(identity, lambda tags: tags.get("digest") in digests)
+
+
+def test_a_registered_model_belongs_to_one_dataset(tmp_path):
+    uri, artifacts = f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri()
+    example = np.zeros((2, 3, 16, 24), np.float32)
+    ours = Registry(uri, artifacts, "hqinet", owner("a"))
+    run = ours.start("trial", {}, INPUTS)
+    version = ours.register(run, Middle().eval(), example, {})
+    theirs = Registry(uri, artifacts, "hqinet", owner("b"))
+    with pytest.raises(RegistryError, match=r"belongs to another dataset \(a\).*HQINET_MODEL"):
+        theirs.versions()
+    with pytest.raises(RegistryError, match="belongs to another dataset"):
+        theirs.register(theirs.start("trial", {}, INPUTS), Middle().eval(), example, {})
+    other = Registry(uri, artifacts, "hqinet-demo", owner("b"))
+    assert other.versions() == []
+    assert other.register(other.start("trial", {}, INPUTS), Middle().eval(), example, {}) == 1
+    assert [row.version for row in ours.versions()] == [version]
+
+
+def test_a_registered_model_of_before_is_known_by_its_newest_version(tmp_path):
+    uri, artifacts = f"sqlite:///{tmp_path}/mlflow.db", tmp_path.as_uri()
+    example = np.zeros((2, 3, 16, 24), np.float32)
+    before = Registry(uri, artifacts)
+    before.register(before.start("trial", {}, INPUTS), Middle().eval(), example, {"digest": "d"})
+    assert len(Registry(uri, artifacts, "hqinet", owner("a", "d")).versions()) == 1
+    with pytest.raises(RegistryError, match="belongs to another dataset, not to this one"):
+        Registry(uri, artifacts, "hqinet", owner("b", "e")).versions()
