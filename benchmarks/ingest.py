@@ -30,7 +30,7 @@ from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from flows.operations import home
-from storage.dataset.catalog import Row
+from storage.dataset.rows import Accepted
 from storage.dataset.versions import Dataset
 from storage.dicom.writing import SeriesIdentity, write_series
 
@@ -140,33 +140,31 @@ def encoded(hu: np.ndarray) -> bytes:
 
 def measure_catalog(folder: Path) -> None:
     """Print the cost of a commit and of showing the dataset, by number of patients."""
-    model = Row(
-        key="",
+    model = Accepted(
+        patient="",
         cohort="c",
-        status="accepted",
+        path="",
+        digest="",
         slices=300,
-        rows=512,
-        columns=512,
-        spacing_z=1.0,
-        spacing_y=0.7,
-        spacing_x=0.7,
+        matrix=(512, 512),
+        spacing=(1.0, 0.7, 0.7),
         anatomy="chest",
         vendor="GE",
         split="train",
         source="Collection/P/01-01-2022-NA-NA-00001",
-        studies=("0123456789abcdef",),
+        identity_evidence=("0123456789abcdef",),
+        size=100_000_000,
     )
     for count in (10, 1_000, 20_000):
         rows = [
             replace(
                 model,
-                key=f"patient:P{n:06d}",
                 patient=f"P{n:06d}",
                 path=f"volumes/P{n:06d}/{n:032x}",
                 digest=f"{n:064x}",
                 pixels=f"{n + 1:064x}",
                 fingerprint=f"{n + 2:064x}",
-                sketch=" ".join(f"{n * 32 + i:016x}" for i in range(32)),
+                slice_fingerprints=tuple(f"{n * 32 + i:016x}" for i in range(32)),
             )
             for n in range(count)
         ]

@@ -34,6 +34,7 @@ from hqinet.training.recipe import Recipe, load_recipe
 from storage.errors import DatasetError, StorageError
 from storage.models.registry import DatasetInputs
 from storage.provenance import code_version
+from storage.stores import files
 
 DEFAULTS = Settings().train
 NO_OVERRIDES: list[str] = []
@@ -123,9 +124,8 @@ def reopen_run(run: str, settings: TrainSettings) -> Job:
 def write_job(job: Job) -> Path:
     """Write the job into its folder, whole or not at all: without it nothing resumes the run."""
     file = job.folder / "run.json"
-    draft = file.with_suffix(".draft")
-    draft.write_text(job.model_dump_json(indent=1))
-    return draft.replace(file)
+    files.write(file, job.model_dump_json(indent=1).encode())
+    return file
 
 
 def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:

@@ -38,6 +38,7 @@ def undisturbed(home, source) -> str:
 
 def start(home: Path, source: Path, **limits: int) -> subprocess.Popen[str]:
     """`hqinet ingest SOURCE` as a process of its own, at this session's Prefect server."""
+    home.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "PREFECT_API_URL": PREFECT_API_URL.value(),

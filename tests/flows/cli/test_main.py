@@ -68,8 +68,18 @@ def test_dataset_upkeep(command, ingested, tmp_path):
     splits = tmp_path / "splits.csv"
     command.json("dataset", "splits", "export", splits)
     patients = {"train": 3, "validation": 1, "test": 1}
-    same = {"commit": 1, "moved": [], "patients": patients}
+    same = {"commit": 1, "moved": [], "reserved": [], "patients": patients}
     assert command.json("dataset", "splits", "import", splits) == same
+    splits.write_text("patient,split\nL10O,test\n")
+    slip = command("dataset", "splits", "import", splits)
+    assert (slip.returncode, len(slip.stderr.splitlines())) == (1, 1)
+    assert "'L10O'" in slip.stderr
+    reserved = command.json("dataset", "splits", "import", splits, "--reserve")
+    assert [row["patient"] for row in reserved["reserved"]] == ["L10O"]
+    assert reserved["moved"] == []
+    released = command.json("dataset", "splits", "release", "L10O")
+    assert released == {"commit": 3, "released": [{"patient": "L10O", "split": "test"}]}
+    assert command("dataset", "splits", "release", "L10O").returncode == 1
 
 
 def test_train_evaluate_promote_and_models(command, trained):

@@ -5,6 +5,7 @@ import pytest
 from storage.errors import CohortFileError
 from storage.ingest.cohort import (
     CohortRules,
+    PatientRule,
     Role,
     anatomy,
     dose_fraction,
@@ -56,6 +57,20 @@ def test_roles_from_drifting_texts(description, path, expected):
 )
 def test_patient_keys(named, path, key):
     assert patient_key(RULES, path, named) == key
+
+
+def test_all_patterns_of_a_cohort_file_are_searched_without_regard_to_case():
+    rules = CohortRules(
+        low=["DOSIS A"],
+        ignore=["Kontrast"],
+        patient=PatientRule(source="path", pattern=r"fall-(?P<key>\d+)"),
+        anatomy={"^t": "chest", "^A": "abdomen"},
+    )
+    assert role(rules, "x/1.dcm", "Serie dosis a") is Role.LOW
+    assert role(rules, "x/1.dcm", "kontrast") is None
+    assert patient_key(rules, "Fall-12/1.dcm", "") == "12"
+    assert patient_key(RULES, "l067/1.dcm", "") is None, "the collection's own naming has a case"
+    assert [anatomy(rules, key, "") for key in ("T1", "a2", "x")] == ["chest", "abdomen", "unknown"]
 
 
 @pytest.mark.parametrize(
