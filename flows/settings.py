@@ -114,6 +114,34 @@ class EvaluateSettings(Section):
     batch: int = Field(8, ge=1, description="Slices restored at once; bounds the memory.")
 
 
+class DenoiseSettings(Section):
+    """Which series are restored, by which model, and how much."""
+
+    model: str = Field("champion", description="`champion`, a version number, or `starter`.")
+    strength: float = Field(1.0, ge=0, le=1, description="Share of the change that is made.")
+    dose: float | None = Field(
+        None, gt=0, lt=1, description="Dose of the source over full dose; default: 0.25."
+    )
+    series: str | None = Field(
+        None, description="Regular expression on SeriesDescription that chooses the series."
+    )
+    cohort_file: Path | None = Field(
+        None, description="TOML file that says how low and full dose are told apart."
+    )
+    strict: bool = Field(
+        False, description="Refuse a series outside of what the model was trained on."
+    )
+    compress: Literal["jpeg-ls", "rle"] | None = Field(
+        None, description="Lossless compression; default: explicit little endian."
+    )
+    keep_manufacturer: bool = Field(
+        False, description="Leave the scanner's manufacturer, for sites that hang by vendor."
+    )
+    keep_private: bool = Field(False, description="Leave private attributes.")
+    device: Device = Field("auto", description="Where to compute.")
+    batch: int = Field(4, ge=1, description="Slices restored at once; bounds the memory.")
+
+
 class Settings(BaseSettings):
     """The whole tree. `HQINET_HOME=/data/ct HQINET_TRAIN__DEVICE=cpu` sets two of its leaves."""
 
@@ -129,6 +157,7 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    denoise: DenoiseSettings = DenoiseSettings()
 
     @model_validator(mode="wrap")
     @classmethod

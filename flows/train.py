@@ -26,11 +26,13 @@ from flows.compute.progress import Display
 from flows.compute.training_job import Job
 from flows.settings import Settings, TrainSettings
 from hqinet.errors import HqinetError
+from hqinet.restoration.envelope import Envelope, SeriesFacts, measured_noise
 from hqinet.restoration.export import deployable, example_windows
 from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.loop import BEST, CHECKPOINT
 from hqinet.training.recipe import Recipe, load_recipe
+from storage.dataset.versions import Snapshot
 from storage.errors import DatasetError, StorageError
 from storage.models.registry import DatasetInputs
 from storage.provenance import code_version
@@ -264,6 +266,7 @@ def register(job: Job) -> TrainResult:
     steps = load_checkpoint(job.folder / CHECKPOINT)["step"]
     _, planned = job.recipe.steps(sum(row.slices for row in snapshot.patients("train")))
     tags = lineage.tags(snapshot, job.recipe.name)
+    registry.log_file(job.run, write_envelope(job, snapshot))
     version = registry.register(
         job.run, deployable(network, job.recipe.model), example_windows().numpy(), tags
     )
@@ -277,6 +280,25 @@ def register(job: Job) -> TrainResult:
         steps=steps,
         planned=planned,
     )
+
+
+def write_envelope(job: Job, snapshot: Snapshot) -> Path:
+    """Write what the model was trained on, by which `hqinet denoise` knows what it knows."""
+    series = [
+        SeriesFacts(
+            vendor=row.vendor,
+            kernel=row.kernel,
+            anatomy=row.anatomy,
+            pixel=max(row.spacing[1:]),
+            increment=row.spacing[0],
+            matrix=max(row.matrix),
+            noise=measured_noise(snapshot.volume(row.patient).low),
+        )
+        for row in snapshot.patients("train")
+    ]
+    file = job.folder / "envelope.json"
+    files.write(file, Envelope.of(series).model_dump_json(by_alias=True, indent=1).encode())
+    return file
 
 
 def flatten(recipe: Recipe) -> dict[str, object]:

@@ -16,6 +16,7 @@ class Code(StrEnum):
 
     UNREADABLE = "unreadable"
     FILE_CHANGED = "file_changed"
+    OWN_DERIVED = "own_derived"
     NOT_CT = "not_ct"
     LOCALIZER = "localizer"
     SECONDARY_CAPTURE = "secondary_capture"

@@ -1,7 +1,7 @@
 """The `hqinet` command: a thin door to the flows.
 
 Exit status: 0 done; 1 failed, with one line that says what to do; 2 wrong usage; 3 done, but
-something was refused (by `promote`; elsewhere only with --strict); 130 stopped by Ctrl-C.
+something was refused (by `promote` and `denoise`; elsewhere only with --strict); 130 Ctrl-C.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from flows.cli import collections, dataset, environment, models, pipeline
+from flows.cli import collections, dataset, denoise, environment, models, pipeline
 from flows.errors import FlowError
 from hqinet.errors import HqinetError
 from hqinet.training.interrupts import TrainingInterruptedError
@@ -31,6 +31,7 @@ for verb in (
     pipeline.promote,
     pipeline.pipeline,
     pipeline.demo,
+    denoise.denoise,
     models.models,
     collections.fetch,
     environment.env,

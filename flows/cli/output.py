@@ -121,6 +121,25 @@ def print_pipeline(result: dict[str, Any]) -> None:
     print_evaluation(result["evaluate"])
 
 
+def print_denoised(result: dict[str, Any]) -> None:
+    """What became of each series."""
+    print_table(
+        "Series",
+        ("series", "outcome", "slices", "model", "reasons and warnings"),
+        (
+            [
+                row["description"] or row["source"],
+                row["outcome"],
+                row["slices"],
+                row["model"],
+                "; ".join([*row["reasons"], *row["warnings"]]),
+            ]
+            for row in result["series"]
+        ),
+    )
+    print_line(f"derived series: {result['destination']} (NOT FOR DIAGNOSTIC USE)")
+
+
 def print_models(result: dict[str, Any]) -> None:
     """Model versions, newest first."""
     keys = ("version", "aliases", "run", "recipe", "commit", "verdict", "verdict_policy")

@@ -75,15 +75,21 @@ def restore_to_file(
     *,
     device: torch.device | str = "cpu",
     batch: int = 4,
+    strength: float = 1.0,
 ) -> NDArray[np.int16]:
     """Restore a volume into a `.npy` file: int16 HU, rounded as DICOM will hold them.
 
+    strength: share of the change that is made, from 0 (the input) to 1.
     Returns the file's array, mapped into memory, (slices, rows, columns). Raises as `restore`.
     """
     stored = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=tuple(low.shape))
     limits = np.iinfo(np.int16)
     for first, restored in restore(model, low, device=device, batch=batch):
-        stored[first : first + len(restored)] = np.rint(restored.clip(limits.min, limits.max))
+        stop = first + len(restored)
+        if strength < 1:
+            before = np.asarray(low[first:stop], np.float32)
+            restored = before + strength * (restored - before)
+        stored[first:stop] = np.rint(restored.clip(limits.min, limits.max))
     return stored
 
 

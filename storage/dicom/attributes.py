@@ -20,6 +20,7 @@ _KEYWORDS = (
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
     "PatientID",
+    "ContributingEquipmentSequence",
     "Modality",
     "ImageType",
     "SeriesDescription",

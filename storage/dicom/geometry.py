@@ -34,7 +34,7 @@ class Limits(BaseModel):
     tilt_degrees: float = Field(
         0.1, gt=0, description="The gantry's tilt may differ by this much within a series."
     )
-    min_slices: int = Field(3, ge=2, description="A series of fewer slices is refused.")
+    min_slices: int = Field(3, ge=1, description="A series of fewer slices is refused.")
     min_overlap: int = Field(
         8, ge=2, description="A pair that overlaps only in part is cropped to this many or more."
     )
@@ -235,6 +235,9 @@ def _increment(images: Sequence[Image], positions: Vector, limits: Limits) -> fl
             f"{len(images)} slices; expected {limits.min_slices} or more",
             tuple(paths[:SHOWN_FILES]),
         )
+    if len(images) == 1:
+        # Nothing lies beside it; SliceThickness is the only length there is.
+        return images[0].header.thickness or 1.0
     steps = np.diff(positions)
     median = float(np.median(steps))
     for i, step in enumerate(steps):
@@ -270,6 +273,8 @@ def _shift(images: Sequence[Image], beside: np.ndarray, limits: Limits) -> Vecto
     Args:
         beside: mm of each slice's first pixel along the row and the column direction.
     """
+    if len(beside) == 1:
+        return (0.0, 0.0)
     steps = np.diff(beside, axis=0)
     index = np.arange(len(beside)) - (len(beside) - 1) / 2
     shift = index @ beside / (index @ index)

@@ -45,7 +45,7 @@ class FileHeader:
             looked at again.
         kind: `image`; `unreadable`; `projections` and `other` (no DICOM image).
         patient_id: PatientID; empty when absent, as are the others.
-        study, series, instance, frame_of_reference: UIDs.
+        sop_class, study, series, instance, frame_of_reference: UIDs.
         description, body_part, manufacturer: SeriesDescription, BodyPartExamined, Manufacturer.
         kernel: ConvolutionKernel; all of them where the frames of an image differ.
         thickness: SliceThickness in mm; None, too, where the frames of an image differ.
@@ -60,6 +60,7 @@ class FileHeader:
     mtime_ns: int
     kind: Literal["image", "unreadable", "projections", "other"]
     patient_id: str = ""
+    sop_class: str = ""
     study: str = ""
     series: str = ""
     instance: str = ""
@@ -183,6 +184,7 @@ class _Reader:
             mtime_ns=self.mtime_ns,
             kind="image",
             patient_id=self.text("PatientID"),
+            sop_class=self.text("SOPClassUID"),
             study=self.text("StudyInstanceUID"),
             series=self.text("SeriesInstanceUID"),
             instance=self.text("SOPInstanceUID"),

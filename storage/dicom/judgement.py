@@ -23,6 +23,8 @@ from storage.dicom.attributes import Group, text
 from storage.dicom.frames import Frame, Stored, rescale_groups
 from storage.refusals import Code, Refusal
 
+OWN = "HQINET"
+"""How our derived series are known again: in ImageType, and as a manufacturer of equipment."""
 IMAGES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _SECONDARY_CAPTURES = (
     SecondaryCaptureImageStorage,
@@ -85,6 +87,11 @@ class Judgement:
         sop_class, modality = text(self.header, "SOPClassUID"), text(self.header, "Modality")
         said = self.header.get("ImageType") or ()
         image_type = [str(v).upper() for v in ([said] if isinstance(said, str) else said)]
+        if OWN in image_type or self._is_ours():
+            raise Refusal(
+                Code.OWN_DERIVED,
+                "the series was restored by HQINet: no model is trained on, or fed with, itself",
+            )
         if sop_class in _SECONDARY_CAPTURES or "SCREEN SAVE" in image_type:
             raise Refusal(Code.SECONDARY_CAPTURE, "the series is a secondary capture, no CT image")
         if "LOCALIZER" in image_type:
@@ -95,6 +102,10 @@ class Judgement:
                 f"SOP class {_uid(sop_class)} with modality {_modality(modality)}; "
                 "expected CT Image Storage or Enhanced CT Image Storage with modality CT",
             )
+
+    def _is_ours(self) -> bool:
+        items = self.header.get("ContributingEquipmentSequence") or ()
+        return any(text(item, "Manufacturer").upper() == OWN for item in items)
 
     def check_compression(self) -> None:
         """Pixels must be what the scanner computed."""

@@ -90,9 +90,9 @@ class HuDecoder:
 
     def _to_hu(self, stored: np.ndarray, item: Slice) -> np.ndarray:
         """HU = slope x stored value + intercept (DICOM PS3.3 C.11.1.1.2); padding is air."""
-        hu = self._scaled(_measured(stored, item), *item.rescale)
+        hu = self._scaled(measured(stored, item), *item.rescale)
         if item.stored.padding is not None:
-            padding = _padding(stored, item.stored.padding)
+            padding = padding_mask(stored, item)
             self.padded += int(np.count_nonzero(hu[padding] > AIR))
             hu[padding] = AIR
         lowest, highest = hu.min(), hu.max()
@@ -174,14 +174,16 @@ def _open(file: Path) -> pydicom.Dataset:
     return header
 
 
-def _padding(stored: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
+def padding_mask(stored: np.ndarray, item: Slice) -> np.ndarray:
     """Pixels that hold no measurement: PixelPaddingValue (0028,0120), up to RangeLimit."""
+    if item.stored.padding is None:
+        return np.zeros(stored.shape, bool)
     # Written with the wrong sign by some: -2000 stands as 63536 and the other way round.
-    first, last = sorted(np.array(padding).astype(stored.dtype))
+    first, last = sorted(np.array(item.stored.padding).astype(stored.dtype))
     return (stored >= first) & (stored <= last)
 
 
-def _measured(values: np.ndarray, item: Slice) -> np.ndarray:
+def measured(values: np.ndarray, item: Slice) -> np.ndarray:
     """The bits of the pixel that are measurement, whatever the rest of its word holds.
 
     Raises:

@@ -1,0 +1,57 @@
+"""The verb that restores series with a trained model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.options import Home, Json, enter, leave, orchestrated
+from flows.operations import home as homes
+
+
+def denoise(
+    source: Annotated[Path, typer.Argument(help="Folder, zip or file of DICOM, in any layout.")],
+    destination: Annotated[Path, typer.Argument(help="Folder for the derived series.")],
+    model: Annotated[
+        str | None, typer.Option(help="champion, a version, or starter; default: champion.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the change that is made.")
+    ] = None,
+    dose: Annotated[
+        float | None, typer.Option(help="Dose of the source over full dose; default: 0.25.")
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Expression on SeriesDescription that chooses.")
+    ] = None,
+    cohort_file: Annotated[
+        Path | None, typer.Option(help="TOML that says how doses are told apart.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what lies outside the training data.")
+    ] = False,
+    compress: Annotated[str | None, typer.Option(help="jpeg-ls or rle, both lossless.")] = None,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Restore low-dose CT series: derived DICOM beside the original. Not for diagnostic use."""
+    enter(home)
+    from flows import denoise as flow
+    from flows.cli import output
+    from flows.settings import DenoiseSettings, Settings
+
+    given: dict[str, Any] = {
+        "model": model,
+        "strength": strength,
+        "dose": dose,
+        "series": series,
+        "cohort_file": cohort_file,
+        "strict": strict or None,
+        "compress": compress,
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
+    settings = DenoiseSettings(**(Settings().denoise.model_dump() | asked))
+    with orchestrated():
+        result = flow.denoise(str(source), str(destination), settings)
+    output.answer(result.model_dump(), output.print_denoised, as_json=as_json)
+    leave(refused=bool(result.count("refused") + result.count("quarantined")))

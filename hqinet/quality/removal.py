@@ -1,0 +1,127 @@
+"""Whether what a model removed from a series looks like noise, judged without a full dose.
+
+Noise has no mean in a tissue, lies no more on edges than beside them, and leaves nothing behind
+when it is averaged. What does is anatomy.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from hqinet.noise import noise_level
+from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
+from hqinet.samples.sampling import HuVolume
+
+JUDGED_SLICES = 12
+AVERAGED = 9
+"""Side in pixels of the windows in which noise averages out, and a lesion does not."""
+
+
+class RemovalLimits(BaseModel):
+    """How much what was removed may differ from noise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bias: dict[str, float] = Field(
+        {"lung": 10.0, "fat": 5.0, "soft": 4.0, "bone": 20.0},
+        description="Largest mean of what was removed in a tissue, HU, either sign.",
+    )
+    on_edges: float = Field(
+        3.0, gt=1, description="Largest RMS on the steepest edges, over that of the whole body."
+    )
+    structure: float = Field(
+        16.0,
+        gt=1,
+        description="Largest mean over a window of 9 x 9 pixels, over the RMS of such means.",
+    )
+    least: float = Field(
+        0.05, ge=0, description="Least RMS in the body, over the noise level of the input."
+    )
+
+
+class Removal(BaseModel):
+    """What was removed from a series, in the terms of RemovalLimits; NaN where nothing is there."""
+
+    bias: dict[str, float]
+    on_edges: float
+    structure: float
+    amount: float
+
+    def objections(self, limits: RemovalLimits) -> list[str]:
+        """Why the series must not be used, one line a reason."""
+        found = [
+            f"{self.bias[tissue]:+.1f} HU were removed from {tissue}, allowed {allowed:g}"
+            for tissue, allowed in limits.bias.items()
+            if abs(self.bias.get(tissue, 0.0)) > allowed
+        ]
+        if self.on_edges > limits.on_edges:
+            found.append(
+                f"{self.on_edges:.1f} times as much was removed on edges as elsewhere, allowed "
+                f"{limits.on_edges:g}: anatomy, not noise"
+            )
+        if self.structure > limits.structure:
+            found.append(
+                f"a region was changed by {self.structure:.0f} times what noise leaves in a mean, "
+                f"allowed {limits.structure:g}: anatomy, not noise"
+            )
+        if self.amount < limits.least:
+            found.append(
+                f"{self.amount:.1%} of the noise was removed, expected {limits.least:.0%} or more: "
+                "the model does nothing here"
+            )
+        return found
+
+
+def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
+    """Measure what a model removed, on evenly spaced slices of a volume (slices, rows, columns)."""
+    slices = int(low.shape[0])
+    chosen = np.unique(np.linspace(0, slices - 1, JUDGED_SLICES).astype(int))
+    measured = [_measure(*pair) for pair in _pairs(low, restored, chosen.tolist())]
+    tissues = sorted({name for one in measured for name in one["bias"]})
+    return Removal(
+        bias={
+            name: float(np.mean([one["bias"][name] for one in measured if name in one["bias"]]))
+            for name in tissues
+        },
+        on_edges=_median(measured, "on_edges"),
+        structure=max(one["structure"] for one in measured),
+        amount=_median(measured, "amount"),
+    )
+
+
+def _pairs(low: HuVolume, restored: HuVolume, chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    for z in chosen:
+        yield tuple(
+            torch.from_numpy(np.array(volume[z : z + 1])).float() for volume in (low, restored)
+        )
+
+
+def _measure(low: Tensor, restored: Tensor) -> dict[str, object]:
+    removed = low - restored
+    # Of the input: a body or a tissue that the model took away would be missed in the output.
+    smooth = box_mean(F.pad(low[:, None], (2, 2, 2, 2), mode="replicate"), 5)[:, 0]
+    body = find_body(low)
+    if not body.any():
+        return {"bias": {}, "on_edges": 1.0, "structure": 0.0, "amount": 1.0}
+    tissues = find_tissues(smooth, body)
+    inside = removed[body]
+    rms = inside.square().mean().sqrt().clamp_min(1e-6)
+    edges = find_edges(gradient(low), body)
+    window = box_mean(removed, AVERAGED)
+    border = AVERAGED // 2
+    means = window[body[:, border:-border, border:-border]]
+    spread = means.square().median().sqrt().clamp_min(0.1) * 1.4826
+    return {
+        "bias": {name: float(removed[mask].mean()) for name, mask in tissues.items() if mask.any()},
+        "on_edges": float(removed[edges].square().mean().sqrt() / rms) if edges.any() else 1.0,
+        "structure": float(means.abs().max() / spread) if means.numel() else 0.0,
+        "amount": float(rms / noise_level(low)[0]),
+    }
+
+
+def _median(measured: list[dict[str, object]], name: str) -> float:
+    return float(np.median([one[name] for one in measured]))

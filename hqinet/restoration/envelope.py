@@ -1,0 +1,106 @@
+"""What a model was trained to know, and whether a series lies within it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from hqinet.noise import noise_level
+from hqinet.samples.sampling import HuVolume
+
+SCHEMA = 1
+JUDGED_SLICES = 8
+"""Evenly spaced slices that a series' noise is measured on."""
+_LEEWAY = 1.25
+"""Factor by which a length or a noise level may lie outside what was trained on."""
+Range = tuple[float, float]
+
+
+class SeriesFacts(BaseModel):
+    """What is known of one low-dose series; lengths in mm, noise in HU."""
+
+    model_config = ConfigDict(frozen=True)
+
+    vendor: str
+    kernel: str
+    anatomy: str
+    pixel: float
+    increment: float
+    matrix: int = Field(description="The larger of rows and columns.")
+    noise: float = Field(description="Median noise level (`hqinet.noise.noise_level`).")
+
+
+class Envelope(BaseModel):
+    """The training data of a model: words that occurred, ranges that were covered.
+
+    Words `other` and `unknown` are no knowledge, and never inside.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    patients: int
+    vendors: tuple[str, ...]
+    kernels: tuple[str, ...]
+    anatomies: tuple[str, ...]
+    pixel: Range
+    increment: Range
+    matrix: Range
+    noise: Range
+
+    @classmethod
+    def of(cls, series: Sequence[SeriesFacts]) -> "Envelope":
+        """The envelope of the series that a model was trained on; at least one."""
+
+        def words(name: str) -> tuple[str, ...]:
+            return tuple(sorted({getattr(one, name) for one in series}))
+
+        def span(name: str) -> Range:
+            values = [getattr(one, name) for one in series]
+            return float(min(values)), float(max(values))
+
+        return cls(
+            patients=len(series),
+            vendors=words("vendor"),
+            kernels=words("kernel"),
+            anatomies=words("anatomy"),
+            pixel=span("pixel"),
+            increment=span("increment"),
+            matrix=span("matrix"),
+            noise=span("noise"),
+        )
+
+    def warnings(self, facts: SeriesFacts) -> list[str]:
+        """Why a series lies outside, one line a reason; empty inside."""
+        found = [
+            f"{what} {value!r} is not among those trained on ({', '.join(known)})"
+            for what, value, known in (
+                ("vendor", facts.vendor, self.vendors),
+                ("kernel", facts.kernel, self.kernels),
+                ("anatomy", facts.anatomy, self.anatomies),
+            )
+            if value not in known
+        ]
+        for what, value, (low, high), unit in (
+            ("pixel size", facts.pixel, self.pixel, "mm"),
+            ("slice increment", facts.increment, self.increment, "mm"),
+            ("matrix", facts.matrix, self.matrix, "pixels"),
+            ("noise level", facts.noise, self.noise, "HU"),
+        ):
+            if not low / _LEEWAY <= value <= high * _LEEWAY:
+                found.append(
+                    f"{what} {value:.3g} {unit} is outside {low:.3g} to {high:.3g} {unit}, which "
+                    "was trained on"
+                )
+        return found
+
+
+def measured_noise(volume: HuVolume) -> float:
+    """Median noise level of evenly spaced slices of a volume, HU."""
+    slices = int(volume.shape[0])
+    chosen = np.unique(np.linspace(0, slices - 1, JUDGED_SLICES).astype(int))
+    levels = [
+        float(noise_level(torch.from_numpy(np.array(volume[z : z + 1])))) for z in chosen.tolist()
+    ]
+    return float(np.median(levels))
