@@ -1,4 +1,4 @@
-"""How noisy a CT slice is, measured on the slice itself, and noise made of another texture."""
+"""How noisy a CT slice is, measured on the slice itself, and detail as of another kernel."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,6 @@ BODY_HU = -500.0
 FLOOR_HU = 1.0
 """A noise level is never reported below this, for it divides."""
 _SPACING = 2
-_INTERLEAVED = 8
-"""Pixels apart; the noise of a CT reconstruction is correlated over two or three."""
 _SD_OF_MASK = 6.0
 _MAD_TO_SD = 1.4826
 
@@ -34,33 +32,25 @@ def noise_level(hu: Tensor) -> Tensor:
     return (median * (_MAD_TO_SD / _SD_OF_MASK)).clamp_min(FLOOR_HU)
 
 
-def whiten(noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Make a share of the variance of pure noise white, and say how its level changes.
+def sharpened(images: Tensor, gain: Tensor) -> Tensor:
+    """Multiply the finest detail, as another reconstruction kernel would: above 1 sharper.
 
-    Pixels `_INTERLEAVED` apart, whose noise has nothing to do with each other, are brought side by
-    side; the two parts are added as independent noise is. The variance over the image stays as it
-    is, while what `noise_level` sees of it grows, since its mask sees the finest noise best. For
-    patches, over which noise is about the same: from a whole slice, that of the body would be
-    carried into the air.
-
-    `noise`: (n, slices, rows, columns) in any unit; `share`: (n,) in [0, 1]. Returns noise of the
-    same shape, and (n,) the factor on the level of the middle slice.
+    `x + (gain - 1) (x - G x)` with G a Gaussian of one pixel's SD over 5x5 pixels.
+    `images`: (n, c, rows, columns); `gain`: (n,). Returns (n, c, rows - 4, columns - 4).
     """
-    rows, columns = (_interleaved(size, noise.device) for size in noise.shape[2:])
-    white = noise[:, :, rows][..., columns]
-    part = share.view(-1, 1, 1, 1)
-    mixed = (1 - part).sqrt() * noise + part.sqrt() * white
-    middle = noise.shape[1] // 2
-    before, after = (
-        _laplacian_difference(x[:, middle], _SPACING).square().mean((1, 2)) for x in (noise, mixed)
-    )
-    return mixed, torch.where(before > 0, (after / before).sqrt(), 1.0)
+    taps = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=images.device) ** 2)
+    taps = taps / taps.sum()
+    rows, columns = images.shape[2] - 4, images.shape[3] - 4
+    blurred = sum(tap * images.narrow(2, i, rows) for i, tap in enumerate(taps))
+    blurred = sum(tap * blurred.narrow(3, i, columns) for i, tap in enumerate(taps))
+    inside = images[:, :, 2:-2, 2:-2]
+    return torch.lerp(blurred, inside, gain.view(-1, 1, 1, 1))
 
 
-def _interleaved(size: int, device: torch.device) -> Tensor:
-    return torch.cat(
-        [torch.arange(i, size, _INTERLEAVED, device=device) for i in range(_INTERLEAVED)]
-    )
+def sharpening_gain(before: Tensor, after: Tensor) -> Tensor:
+    """Return the factor on what `noise_level` sees of pure noise, (n, rows, columns) to (n,)."""
+    one, other = (_laplacian_difference(x, _SPACING).square().mean((1, 2)) for x in (before, after))
+    return torch.where(one > 0, (other / one).sqrt(), 1.0)
 
 
 def _laplacian_difference(x: Tensor, spacing: int) -> Tensor:

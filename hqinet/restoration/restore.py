@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hqinet.errors import HqinetError
 from hqinet.intensity import HU_RANGE, denormalise, normalise
 from hqinet.noise import noise_level
-from hqinet.samples.sampling import HuVolume
+from hqinet.samples.sampling import HuVolume, window_slices
 
 HUModel = Callable[[Tensor], Tensor]
 """Three-slice windows (n, 3, h, w) float32 HU to the restored middle slices (n, 1, h, w) HU."""
@@ -24,14 +24,21 @@ class InferenceError(HqinetError):
 class Restorer(nn.Module):
     """A network in HU: measures the noise of each slice, normalises, restores, denormalises."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, removed: float = 1.0) -> None:
+        """`removed`: share of what the network takes off a slice that is taken off.
+
+        1 for a network that estimates the full dose; `1 - dose` for one that estimates the slice
+        without noise, where the noise left is to be that of the full dose.
+        """
         super().__init__()
         self.network = network
+        self.removed = removed
 
     def forward(self, hu: Tensor) -> Tensor:
         """`(n, 3, h, w) float32 HU -> (n, 1, h, w) float32 HU`."""
         noise = noise_level(hu[:, 1]) / HU_RANGE
-        return denormalise(self.network(normalise(hu), noise))
+        restored = denormalise(self.network(normalise(hu), noise))
+        return torch.lerp(hu[:, 1:2], restored, self.removed)
 
 
 def restore(
@@ -39,9 +46,8 @@ def restore(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Restore a volume, yielding `(first slice, restored (k, rows, columns) float32 HU)` in order.
 
-    Never holds more than `batch` restored slices; the edge slices' missing neighbour is the edge
-    slice itself. Raises InferenceError where the model fails, or returns NaN,
-    infinity or another shape.
+    Never holds more than `batch` restored slices. Raises InferenceError where the model fails, or
+    returns NaN, infinity or another shape.
     """
     slices = int(low.shape[0])
     for first in range(0, slices, batch):
@@ -100,9 +106,11 @@ def pieces(slices: Tensor) -> Sequence[Tensor]:
 def read_windows(stack: HuVolume, first: int, stop: int) -> NDArray[np.int16]:
     """Return the windows around slices `first` to `stop - 1`: (k, 3, rows, columns) int16 HU.
 
-    At both ends of the volume the edge slice is repeated.
+    Beyond both ends stands the other neighbour (`hqinet.sampling.window_slices`).
     """
-    start = max(first - 1, 0)
-    read = np.asarray(stack[start : min(stop + 1, int(stack.shape[0]))])
-    middles = np.arange(first, stop)[:, None] + np.array([-1, 0, 1]) - start
-    return read[middles.clip(0, len(read) - 1)]
+    slices = int(stack.shape[0])
+    start, end = max(first - 1, 0), min(max(stop + 1, 2), slices)
+    start = min(start, max(end - 2, 0))
+    read = np.asarray(stack[start:end])
+    wanted = np.array([window_slices(middle, slices) for middle in range(first, stop)])
+    return read[wanted - start]

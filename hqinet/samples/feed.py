@@ -27,7 +27,6 @@ from hqinet.samples.sampling import (
     HuVolume,
     SampleOrder,
     VolumePair,
-    augmentation,
     window_slices,
 )
 
@@ -104,19 +103,24 @@ class Window(NamedTuple):
     """(3, rows, columns) int16 HU"""
     noise: Tensor
     """(2,) float32 HU: noise level of the low-dose and the full-dose middle slice"""
+    partner: tuple[Tensor, Tensor] | None
+    """Low and full dose, (3, rows, columns) int16 HU, of the window whose noise is mixed in"""
 
 
 def _cut(draws: Sequence[Draw], windows: Sequence[Window], crop: tuple[int, int]) -> Batch:
     """Return the samples that `draws` name, each from its window."""
     rows, columns = crop
-    low, full = [], []
+    low, full, partners = [], [], []
     for draw, window in zip(draws, windows, strict=True):
-        inside_rows = slice(draw.row, draw.row + rows)
-        inside_columns = slice(draw.column, draw.column + columns)
-        low.append(window.low[:, inside_rows, inside_columns])
-        full.append(window.full[:, inside_rows, inside_columns])
+        crop_of = (slice(None), slice(draw.row, draw.row + rows), slice(draw.column, draw.column + columns))
+        low.append(window.low[crop_of])
+        full.append(window.full[crop_of])
+        if window.partner is None:
+            partners.append(torch.zeros_like(low[-1]))
+        else:
+            partners.append(window.partner[0][crop_of] - window.partner[1][crop_of])
     noise = torch.stack([window.noise for window in windows])
-    return Batch(torch.stack(low), torch.stack(full), noise, *augmentation(draws))
+    return Batch(torch.stack(low), torch.stack(full), torch.stack(partners), noise, draws)
 
 
 class ResidentFeed:
@@ -146,15 +150,21 @@ class ResidentFeed:
             yield _cut(draws, [self._window(draw) for draw in draws], self.order.crop)
 
     def _window(self, draw: Draw) -> Window:
-        # Edge slices are stored twice, so a window is always three in a row.
-        inside = slice(draw.middle, draw.middle + 3)
-        low, full = self.low[draw.pair][inside], self.full[draw.pair][inside]
-        return Window(low, full, self.noise[draw.pair][draw.middle])
+        low, full = self._three(draw.pair, draw.middle)
+        partner = None if draw.partner == draw.middle else self._three(draw.pair, draw.partner)
+        return Window(low, full, self.noise[draw.pair][draw.middle], partner)
+
+    def _three(self, pair: int, middle: int) -> tuple[Tensor, Tensor]:
+        # What stands beyond the edges is stored too, so a window is always three in a row.
+        inside = slice(middle, middle + 3)
+        return self.low[pair][inside], self.full[pair][inside]
 
 
 def _padded(volume: Tensor, crop: tuple[int, int]) -> Tensor:
-    """Repeat both edge slices, and fill up with air to the crop size."""
-    volume = torch.cat([volume[:1], volume, volume[-1:]])
+    """Put what stands beyond both edges there, and fill up with air to the crop size."""
+    slices = len(volume)
+    before, after = window_slices(0, slices)[0], window_slices(slices - 1, slices)[2]
+    volume = torch.cat([volume[before, None], volume, volume[after, None]])
     return _filled(volume, crop)
 
 
@@ -215,7 +225,7 @@ class _Windows:
         """Have the windows of these samples read."""
         for draw in draws:
             if draw.window not in self.held:
-                self.held[draw.window] = self.readers.submit(self._read, draw.pair, draw.middle)
+                self.held[draw.window] = self.readers.submit(self._read, draw)
             self.uses[draw.window] += 1
 
     def take(self, draw: Draw) -> Window:
@@ -226,17 +236,25 @@ class _Windows:
             del self.held[draw.window], self.uses[draw.window]
         return window
 
-    def _read(self, number: int, middle: int) -> Window:
-        pair = self.pairs[number]
+    def _read(self, draw: Draw) -> Window:
+        pair = self.pairs[draw.pair]
+        low, full = self._three(pair, draw.middle)
+        noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
+        partner = None
+        if draw.partner != draw.middle:
+            one, other = self._three(pair, draw.partner)
+            partner = _filled(one, self.crop), _filled(other, self.crop)
+        return Window(_filled(low, self.crop), _filled(full, self.crop), noise, partner)
+
+    def _three(self, pair: VolumePair, middle: int) -> tuple[Tensor, Tensor]:
         low, full = (
             torch.from_numpy(read_window(stack, middle)) for stack in (pair.low, pair.full)
         )
-        noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
-        return Window(_filled(low, self.crop), _filled(full, self.crop), noise)
+        return low, full
 
 
 def read_window(stack: HuVolume, middle: int) -> NDArray[np.int16]:
     """Return the three slices around `middle`, (3, rows, columns) int16 HU."""
-    before, _, after = window_slices(middle, stack.shape[0])
-    read = np.asarray(stack[before : after + 1])
-    return read[[0, middle - before, -1]]
+    wanted = window_slices(middle, stack.shape[0])
+    first = min(wanted)
+    return np.asarray(stack[first : max(wanted) + 1])[[number - first for number in wanted]]

@@ -4,6 +4,7 @@ Training sees one endless, numbered stream of samples. What sample `number` is d
 and on `number` alone, never on the batch, the feed, the rank or how often a run was resumed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,15 +13,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from hqinet.intensity import HU_RANGE, normalise
-from hqinet.noise import FLOOR_HU, whiten
+from hqinet.noise import FLOOR_HU, sharpened, sharpening_gain
 from hqinet.training.recipe import SamplingRecipe
 
-_STREAMS = {"sample": 0, "slice": 1, "order": 2}
+_STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3}
 """Second word of Philox's key: independent streams of numbers under one seed."""
-_UNIFORMS = 8
+_UNIFORMS = 12
 _UNIFORMS_PER_COUNT = 4
+_PARTNERS = (-5, -4, -3, 3, 4, 5)
+"""Slices away, whose windows share no slice with this one and lie in nearly the same anatomy."""
+_TRUE, _ISOLATED, _EDGE_BEFORE, _EDGE_AFTER = range(4)
+_NEIGHBOURS = ((0, 1, 2), (1, 1, 1), (0, 1, 0), (2, 1, 2))
+"""Slices of the window that stand for before, middle and after, in these four cases."""
+_ISOLATED_SHARE = 0.7
+"""Of the windows that lose neighbours; the others lose one, as at the edge of a volume."""
+_MARGIN = 2
+"""Pixels around a patch that sharpening looks at."""
 _WINDOWS_HELD = 8
 """For each place in the batch; a window comes again every so many batches."""
 
@@ -44,6 +55,8 @@ class VolumePair:
     anatomy: str
     low: HuVolume
     full: HuVolume
+    dose: float
+    """Of the low-dose volume, as a fraction of the full dose: above 0 and below 1."""
 
     def __post_init__(self) -> None:
         if tuple(self.low.shape) != tuple(self.full.shape) or len(self.low.shape) != 3:
@@ -65,17 +78,28 @@ class VolumePair:
 
 
 def window_slices(middle: int, slices: int) -> tuple[int, int, int]:
-    """Return the three slice numbers of a window; at both ends the edge slice is repeated."""
-    return max(middle - 1, 0), middle, min(middle + 1, slices - 1)
+    """Return the three slice numbers of a window.
+
+    Beyond an edge stands the other neighbour, whose noise is not that of the slice itself; a single
+    slice stands three times.
+    """
+    if slices == 1:
+        return 0, 0, 0
+    before = middle - 1 if middle else 1
+    return before, middle, middle + 1 if middle + 1 < slices else middle - 1
 
 
 def crop_size(recipe: SamplingRecipe, pairs: Sequence[VolumePair]) -> tuple[int, int]:
-    """Return rows and columns of every sample: the patch, or the largest slice there is.
+    """Return rows and columns that each sample is cut from: the patch, or the largest slice.
 
-    A smaller slice is padded with air at its end, on which low and full dose agree.
+    More than the patch where it is made of more (`recipe.zoom`, `recipe.kernels`). A smaller slice
+    is padded with air at its end, on which low and full dose agree.
     """
     if recipe.patch is not None:
-        return recipe.patch, recipe.patch
+        side = recipe.patch + (2 * _MARGIN if recipe.kernels else 0)
+        if recipe.zoom:
+            side = math.ceil(side * recipe.zoom[1]) + 2 * _MARGIN
+        return side, side
     return max(p.matrix[0] for p in pairs), max(p.matrix[1] for p in pairs)
 
 
@@ -91,8 +115,18 @@ class Draw:
     column: int
     flip_rows: bool
     flip_columns: bool
+    partner: int
+    """Middle slice of another window of the patient, whose noise is mixed in; `middle`: none."""
+    mixing: tuple[float, float]
+    """Factors on the added noise of the window and of its partner."""
     dose: float
-    white: float
+    """Fraction of the full dose that the sample has."""
+    neighbours: int
+    """Row of _NEIGHBOURS."""
+    zoom: float
+    """Pixels of the slice for each pixel of the sample."""
+    kernel: float
+    """Factor on the finest detail, of anatomy and noise alike."""
 
 
 class SampleOrder:
@@ -110,10 +144,11 @@ class SampleOrder:
         self.crop = crop_size(recipe, pairs)
         self.matrices = [pair.matrix for pair in pairs]
         self.counts = [pair.slices for pair in pairs]
+        self.doses = [pair.dose for pair in pairs]
         self.starts = np.cumsum([0, *self.counts])
         self.windows_held = recipe.batch * min(recipe.patches_per_slice, _WINDOWS_HELD)
         self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-        self._slices: dict[int, tuple[int, int]] = {}
+        self._slices: dict[int, tuple[int, int, int]] = {}
 
     def __len__(self) -> int:
         """Return the number of slices, which is the number of samples in the paper's epoch."""
@@ -130,22 +165,28 @@ class SampleOrder:
             if len(self._slices) >= 4 * self.windows_held:
                 self._slices.clear()
             self._slices[window] = self._slice(window)
-        pair, middle = self._slices[window]
-        row, column, flip_rows, flip_columns, dose, white, *_ = uniforms
+        pair, middle, partner = self._slices[window]
+        row, column, flip_rows, flip_columns, dose, turn, lost, how, zoom, kernel, *_ = uniforms
         rows, columns = self.matrices[pair]
-        # Whitening would carry noise into the air that fills up a slice smaller than the crop.
-        whole = rows >= self.crop[0] and columns >= self.crop[1]
-        low, high = self.recipe.dose or (1.0, 1.0)
+        own, recipe = self.doses[pair], self.recipe
+        drawn = own if recipe.dose is None else _log_uniform(recipe.dose, dose)
+        # Noise variance is inverse to dose; that of the low dose alone is `1 / dose - 1` of full's.
+        scale = math.sqrt((1 / drawn - 1) / (1 / own - 1))
+        angle = 2 * math.pi * turn if partner != middle else 0.0
         return Draw(
             window=window,
             pair=pair,
             middle=middle,
             row=int(row * (max(rows - self.crop[0], 0) + 1)),
             column=int(column * (max(columns - self.crop[1], 0) + 1)),
-            flip_rows=self.recipe.flips and flip_rows < 0.5,
-            flip_columns=self.recipe.flips and flip_columns < 0.5,
-            dose=low + dose * (high - low),
-            white=white**2 * self.recipe.white if whole else 0.0,
+            flip_rows=recipe.flips and flip_rows < 0.5,
+            flip_columns=recipe.flips and flip_columns < 0.5,
+            partner=partner,
+            mixing=(scale * math.cos(angle), scale * math.sin(angle)),
+            dose=drawn,
+            neighbours=_neighbours(how) if lost < recipe.drop_neighbours else _TRUE,
+            zoom=1.0 if recipe.zoom is None else _log_uniform(recipe.zoom, zoom),
+            kernel=1.0 if recipe.kernels is None else _log_uniform(recipe.kernels, kernel),
         )
 
     def _window(self, number: int) -> int:
@@ -159,15 +200,21 @@ class SampleOrder:
         replaced = (turn + place * patches // held) // patches
         return replaced * held + place
 
-    def _slice(self, number: int) -> tuple[int, int]:
-        """Return the patient and the middle slice of window `number`."""
+    def _slice(self, number: int) -> tuple[int, int, int]:
+        """Return the patient, the middle slice and the partner of window `number`."""
         if self.recipe.balance == "patients":
             pair = self._shuffle(number, len(self.counts))
             pick = float(_uniforms(self.seed, "slice", number, 1)[0, 0])
-            return pair, int(pick * self.counts[pair])
-        position = self._shuffle(number, len(self))
-        pair = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return pair, position - int(self.starts[pair])
+            middle = int(pick * self.counts[pair])
+        else:
+            position = self._shuffle(number, len(self))
+            pair = int(np.searchsorted(self.starts, position, side="right")) - 1
+            middle = position - int(self.starts[pair])
+        others = [middle + step for step in _PARTNERS if 0 <= middle + step < self.counts[pair]]
+        if not self.recipe.mix_noise or not others:
+            return pair, middle, middle
+        pick = float(_uniforms(self.seed, "partner", number, 1)[0, 0])
+        return pair, middle, others[int(pick * len(others))]
 
     def _shuffle(self, number: int, size: int) -> int:
         """Return entry `number` of an endless row of shuffled passes over `range(size)`."""
@@ -178,12 +225,23 @@ class SampleOrder:
         return int(self._shuffled[1][place])
 
 
+def _log_uniform(bounds: tuple[float, float], uniform: float) -> float:
+    low, high = bounds
+    return low * (high / low) ** uniform
+
+
+def _neighbours(uniform: float) -> int:
+    if uniform < _ISOLATED_SHARE:
+        return _ISOLATED
+    return _EDGE_BEFORE if uniform < (1 + _ISOLATED_SHARE) / 2 else _EDGE_AFTER
+
+
 def _generator(seed: int, stream: str, count: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, _STREAMS[stream]], counter=count))
 
 
 def _uniforms(seed: int, stream: str, first: int, count: int) -> NDArray[np.float64]:
-    """Return eight uniform numbers in [0, 1) for each of `count` samples, (count, 8).
+    """Return twelve uniform numbers in [0, 1) for each of `count` samples, (count, 12).
 
     Philox is counter-based (Salmon et al. 2011): sample `first + i` gets the same numbers
     whichever sample the call starts at.
@@ -199,44 +257,74 @@ class Batch(NamedTuple):
     """(n, 3, h, w) int16 HU"""
     full: Tensor
     """(n, 3, h, w) int16 HU"""
+    partner: Tensor
+    """(n, 3, h, w) int16 HU: `low - full` of each window's partner"""
     noise: Tensor
     """(n, 2) float32 HU: noise level of the whole low-dose and full-dose middle slice"""
+    draws: Sequence[Draw]
+
+
+class Sample(NamedTuple):
+    """Samples to train on: float32, normalised, on the device."""
+
+    windows: Tensor
+    """(n, 3, h, w) low dose"""
+    full: Tensor
+    """(n, 1, h, w) full dose of the middle slice"""
+    noise: Tensor
+    """(n,) noise level of the low-dose middle slice"""
     dose: Tensor
-    """(n,) float32: factor on `low - full`"""
-    white: Tensor
-    """(n,) float32: share of the variance of `low - full` to make white"""
-    flips: Tensor
-    """(n, 2) bool: mirror rows, mirror columns"""
+    """(n,) fraction of the full dose"""
 
 
-def augmentation(draws: Sequence[Draw]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the `dose`, `white` and `flips` of a batch."""
-    noise = torch.tensor([(draw.dose, draw.white) for draw in draws], dtype=torch.float32)
-    flips = torch.tensor([(draw.flip_rows, draw.flip_columns) for draw in draws])
-    return noise[:, 0], noise[:, 1], flips
+def prepare(batch: Batch, recipe: SamplingRecipe, device: torch.device) -> Sample:
+    """Move a batch to the device; normalise, make its dose, neighbours and texture, and mirror.
 
-
-def prepare(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Move a batch to the device; normalise, change dose and noise texture, and mirror there.
-
-    A dose factor t makes `full + t (low - full)`, whose added noise has t times the SD. Its noise
+    The added noise of a window and that of a place nearby, each times a cosine and a sine, sum to
+    noise of the same covariance that has not been seen before; its scale makes the dose. Its noise
     level follows from the measured ones, for the added noise is independent of the full dose's.
-    Returns windows (n, 3, h, w), full dose (n, 1, h, w), noise level (n,): float32, normalised.
+    Zoom and kernel change anatomy and noise alike, and so keep the relation between both doses.
     """
-    low, full, noise, dose, white, flips = (x.to(device, non_blocking=True) for x in batch)
-    low, full = normalise(low.float()), normalise(full.float())
-    if batch.white.any():
-        added, gain = whiten(low - full, white)
-        low = full + dose.view(-1, 1, 1, 1) * added
-        dose = dose * gain
-    else:
-        low = torch.lerp(full, low, dose.view(-1, 1, 1, 1))
+    draws = batch.draws
+    low, full, partner, noise = (x.to(device, non_blocking=True) for x in batch[:4])
+    own, other = torch.tensor([d.mixing for d in draws], device=device).view(-1, 2, 1, 1, 1).unbind(1)
+    added = own * (low.float() - full) + other * partner.float()
+    full = full.float()
+    low = normalise(full + added)
+    chosen = torch.tensor([_NEIGHBOURS[d.neighbours] for d in draws], device=device)
+    low = low.gather(1, chosen.view(-1, 3, 1, 1).expand_as(low))
+    both = torch.cat([low, normalise(full[:, 1:2])], dim=1)
     low_variance, full_variance = noise.square().unbind(1)
-    added = (low_variance - full_variance).clamp_min(0)
-    level = (full_variance + dose.square() * added).sqrt().clamp_min(FLOOR_HU) / HU_RANGE
-    full = full[:, 1:2]
+    scale = (own.square() + other.square()).flatten()
+    level = full_variance + scale * (low_variance - full_variance).clamp_min(0)
+    level = level.sqrt()
+    if recipe.zoom is not None or recipe.kernels is not None:
+        both, gain = _textured(both, draws, recipe)
+        level = level * gain
+    level = level.clamp_min(FLOOR_HU) / HU_RANGE
+    flips = torch.tensor([(d.flip_rows, d.flip_columns) for d in draws], device=device)
     for axis, flip in ((2, flips[:, 0]), (3, flips[:, 1])):
-        chosen = flip.view(-1, 1, 1, 1)
-        low = torch.where(chosen, low.flip(axis), low)
-        full = torch.where(chosen, full.flip(axis), full)
-    return low, full, level
+        both = torch.where(flip.view(-1, 1, 1, 1), both.flip(axis), both)
+    dose = torch.tensor([d.dose for d in draws], device=device)
+    return Sample(both[:, :3], both[:, 3:], level, dose)
+
+
+def _textured(
+    both: Tensor, draws: Sequence[Draw], recipe: SamplingRecipe
+) -> tuple[Tensor, Tensor]:
+    """Resample and sharpen crops (n, c, side, side) to patches; return them and the level's gain.
+
+    The last channel is the full dose, the one of index 1 the low dose of the same slice.
+    """
+    before = both[:, 1] - both[:, -1]
+    side = int(recipe.patch or 0) + (2 * _MARGIN if recipe.kernels else 0)
+    if recipe.zoom is not None:
+        zoom = torch.tensor([d.zoom for d in draws], device=both.device)
+        theta = torch.zeros(len(draws), 2, 3, device=both.device)
+        theta[:, 0, 0] = theta[:, 1, 1] = zoom * side / both.shape[-1]
+        grid = F.affine_grid(theta, [len(draws), 1, side, side], align_corners=False)
+        both = F.grid_sample(both, grid, "bicubic", "reflection", align_corners=False)
+    if recipe.kernels is not None:
+        kernel = torch.tensor([d.kernel for d in draws], device=both.device)
+        both = sharpened(both, kernel)
+    return both, sharpening_gain(before, both[:, 1] - both[:, -1])

@@ -24,14 +24,14 @@ from torch import nn
 from hqinet.devices import DeviceError, bf16_is_faster, pick_device
 from hqinet.networks.hqinet import build
 from hqinet.samples.feed import Span, open_feed
-from hqinet.samples.sampling import Batch, SampleOrder, VolumePair, prepare
+from hqinet.samples.sampling import Batch, Sample, SampleOrder, VolumePair, prepare
 from hqinet.training.checkpoint import remove_drafts, save_checkpoint
 from hqinet.training.interrupts import StopRequest, TrainingError, TrainingInterruptedError
 from hqinet.training.micro_batch import fitting_batch
 from hqinet.training.ranks import Ranks
 from hqinet.training.recipe import Recipe
 from hqinet.training.state import State, fresh_state, resume
-from hqinet.training.step import Sample, accumulate, learning_rate
+from hqinet.training.step import accumulate, learning_rate
 from hqinet.training.validation import ValidationResult, validate
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class _Loop:
     def run(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         """Step until the schedule ends, validating every epoch and saving as it goes."""
         state, saved = self.state, self.state.seconds
-        samples = _one_ahead(batches, self.ranks.device)
+        samples = _one_ahead(batches, self.recipe, self.ranks.device)
         while not state.finished:
             batch = list(islice(samples, self.share // state.micro_batch))
             asked = self._step(batch, stop)
@@ -267,7 +267,10 @@ class _Loop:
         mine = self.validation[self.ranks.rank :: self.ranks.world]
         wanted = self.recipe.schedule.validation_slices
         results = self.ranks.gather_items(
-            [validate(state.judged, pair, self.ranks.device, wanted) for pair in mine]
+            [
+                validate(state.judged, self.recipe.model, pair, self.ranks.device, wanted)
+                for pair in mine
+            ]
         )
         metrics = {
             "step": float(state.step),
@@ -305,11 +308,13 @@ class _Loop:
             save_checkpoint(self.state.content(), self.folder / CHECKPOINT)
 
 
-def _one_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Sample]:
+def _one_ahead(
+    batches: Iterable[Batch], recipe: Recipe, device: torch.device
+) -> Iterator[Sample]:
     """Prepare each batch while the one before it is being trained on."""
     ready: Sample | None = None
     for batch in batches:
-        following = prepare(batch, device)
+        following = prepare(batch, recipe.sampling, device)
         if ready is not None:
             yield ready
         ready = following

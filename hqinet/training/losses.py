@@ -51,19 +51,6 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 1.0) -> Tensor:
         return (luminance * structure).mean((1, 2, 3))
 
 
-def target(recipe: LossRecipe, windows: Tensor, full: Tensor) -> Tensor:
-    """Return what a window is to become: the full dose, with `recipe.kept` of the added noise.
-
-    A network learns which share of a slice's noise is its own and not the full dose's from the
-    patients it is trained on, and takes too much from one whose full dose is noisier. The error
-    of a restored slice is a parabola in what is taken: a little less costs little where the network
-    is right, and gains much where it takes too much.
-
-    `windows`: (n, 3, h, w); `full`: (n, 1, h, w); returns (n, 1, h, w).
-    """
-    return torch.lerp(full, windows[:, 1:2], recipe.kept)
-
-
 def restoration_loss(recipe: LossRecipe, restored: Tensor, full: Tensor, noise: Tensor) -> Tensor:
     """Return the loss of each sample; the paper's is `0.85 L1 + 0.15 (1 - SSIM)`.
 

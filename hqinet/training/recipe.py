@@ -8,21 +8,23 @@ import tomllib
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from hqinet.errors import HqinetError
 from hqinet.intensity import HU_OFFSET, HU_RANGE
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SSIM_SIZE = 11
 """Pixels a side of the windows of the loss's structural similarity."""
 SMALLEST_OF_REDCNN = 21
 """Pixels a side that its five 5x5 convolutions without padding leave one of."""
-SMALLEST_OF_WHITENING = 16
-"""Pixels a side of a patch in which some lie so far apart that their noise is independent."""
 _CHANNEL_STEP = 8
 _RECIPES = resources.files("hqinet.training").joinpath("recipes")
+_Dose = TypeVar("_Dose", float, "Tensor")
 
 
 class RecipeError(HqinetError):
@@ -33,7 +35,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class HQINetRecipe(_Section):
+class _NetworkRecipe(_Section):
+    """What any network says of its output."""
+
+    estimates: Literal["full", "clean"] = "full"
+    """`full`: the full-dose slice. `clean`: the slice without noise; since the full dose has a
+    share `dose` of the low dose's variance, it is the low dose less `1 - dose` of what is taken
+    off, and one network serves every dose."""
+
+    def removed(self, dose: "_Dose") -> "_Dose | float":
+        """Return the share of what the network takes off that leads from `dose` to full dose."""
+        return 1 - dose if self.estimates == "clean" else 1.0
+
+
+class HQINetRecipe(_NetworkRecipe):
     """The network of Lu et al. 2021 and the readings the paper leaves open."""
 
     network: Literal["hqinet"] = "hqinet"
@@ -55,7 +70,7 @@ class HQINetRecipe(_Section):
         return max(_CHANNEL_STEP, round(width * self.width / _CHANNEL_STEP) * _CHANNEL_STEP)
 
 
-class REDCNNRecipe(_Section):
+class REDCNNRecipe(_NetworkRecipe):
     """The reference network of Chen et al. 2017."""
 
     network: Literal["redcnn"]
@@ -74,8 +89,6 @@ class LossRecipe(_Section):
     """Of `1 - SSIM`."""
     per_noise: bool = False
     """Count errors in units of the low-dose slice's noise level."""
-    kept: float = Field(0.0, ge=0, lt=1)
-    """Share of the added noise that the network is to leave; none in the paper."""
     window: tuple[float, float] | None = None
     """Display window (level, width) in HU that images are clipped to first; none in the paper."""
 
@@ -137,19 +150,29 @@ class SamplingRecipe(_Section):
     flips: bool = False
     """Mirror rows and columns at random."""
     dose: tuple[float, float] | None = None
-    """Range of the factor on `low - full` drawn for each sample, which varies its dose."""
-    white: float = Field(0.0, ge=0, le=1)
-    """Largest share of the variance of `low - full` that is made white, drawn for each sample,
-    small ones more often: noise as other scanners and kernels correlate it."""
+    """Range of the dose fraction drawn for each sample; None: that of the pair."""
+    mix_noise: bool = False
+    """Mix the added noise of another place of the patient in, so that no sample's noise repeats."""
+    drop_neighbours: float = Field(0.0, ge=0, le=1)
+    """Share of the samples that lack one neighbour or both, as edge and isolated slices do."""
+    zoom: tuple[float, float] | None = None
+    """Range of the pixel size drawn for each sample, over that of the slice."""
+    kernels: tuple[float, float] | None = None
+    """Range of the factor on the finest detail of each sample, anatomy and noise alike: other
+    reconstruction kernels."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SamplingRecipe":
         if self.micro_batch is not None and self.batch % self.micro_batch:
             raise ValueError("batch must be a multiple of micro_batch")
-        if self.white and (self.patch is None or self.patch < SMALLEST_OF_WHITENING):
-            raise ValueError(f"white needs a patch of {SMALLEST_OF_WHITENING} or more")
-        if self.dose is not None and not 0 <= self.dose[0] <= self.dose[1]:
-            raise ValueError("dose must be a range (low, high) with 0 <= low <= high")
+        if (self.zoom or self.kernels) and self.patch is None:
+            raise ValueError("zoom and kernels need a patch")
+        for name, most in (("dose", 0.99), ("zoom", 4.0), ("kernels", 10.0)):
+            bounds = getattr(self, name)
+            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(
+                    f"{name} must be a range (low, high) with 0 < low <= high <= {most:g}"
+                )
         return self
 
 

@@ -5,15 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hqinet.samples.sampling import Sample
 from hqinet.training.interrupts import TrainingError
-from hqinet.training.losses import restoration_loss, target
+from hqinet.training.losses import restoration_loss
 from hqinet.training.micro_batch import fitting_batch
 from hqinet.training.ranks import Ranks
 from hqinet.training.recipe import Recipe
 from hqinet.training.state import State
-
-Sample = tuple[Tensor, Tensor, Tensor]
-"""Windows (n, 3, h, w), full dose (n, 1, h, w), noise level (n,), on the device, normalised."""
 
 
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
@@ -46,7 +44,7 @@ def accumulate(
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
-        crop = tuple(samples[0][0].shape[-2:])
+        crop = tuple(samples[0].windows.shape[-2:])
         state.optimiser.zero_grad(set_to_none=True)
         message = _what_would_fit(state, (crop[0], crop[1]), ranks.device)
         raise TrainingError(message) from error
@@ -58,12 +56,16 @@ def accumulate(
 
 
 def _backward(state: State, wrapped: nn.Module, sample: Sample, parts: int) -> Tensor:
-    windows, full, noise = sample
+    windows, full, noise, dose = sample
     windows = windows.to(memory_format=torch.channels_last)
     with torch.autocast(windows.device.type, torch.bfloat16, enabled=state.bf16):
         restored = wrapped(windows, noise)
-    recipe = state.recipe.loss
-    loss = restoration_loss(recipe, restored, target(recipe, windows, full), noise).mean() / parts
+    # A network that estimates the slice without noise is judged on the share that the full dose,
+    # which has noise too, lacks.
+    removed = state.recipe.model.removed(dose)
+    middle = windows[:, 1:2]
+    restored = middle + torch.as_tensor(removed).view(-1, 1, 1, 1) * (restored.float() - middle)
+    loss = restoration_loss(state.recipe.loss, restored, full, noise).mean() / parts
     loss.backward()
     return loss.detach()
 

@@ -13,6 +13,7 @@ from hqinet.intensity import HU_RANGE
 from hqinet.restoration.restore import Restorer
 from hqinet.samples.feed import read_window
 from hqinet.samples.sampling import VolumePair
+from hqinet.training.recipe import ModelRecipe
 
 Image = NDArray[np.float32]
 
@@ -45,11 +46,15 @@ def judged_slices(slices: int, wanted: int | None) -> list[int]:
 
 
 def validate(
-    network: nn.Module, pair: VolumePair, device: torch.device, wanted: int | None
+    network: nn.Module,
+    recipe: ModelRecipe,
+    pair: VolumePair,
+    device: torch.device,
+    wanted: int | None,
 ) -> ValidationResult:
     """Restore the judged slices of one patient with `network` in evaluation mode."""
     was_training = network.training
-    restorer = Restorer(network).eval()
+    restorer = Restorer(network, recipe.removed(pair.dose)).eval()
     squared = np.zeros(2)
     judged = judged_slices(pair.slices, wanted)
     images = None
