@@ -127,7 +127,8 @@ def main() -> None:
     options = arguments.parse_args()
     low, full = pair(options.slices)
     # First, as in an evaluation: what a process did before decides how its memory is handed out.
-    model = deployable(build(load_recipe("paper").model, 0)).to(memory_format=torch.channels_last)
+    paper = load_recipe("paper").model
+    model = deployable(build(paper, 0), paper).to(memory_format=torch.channels_last)
     stack = low[:4].to(torch.int16).numpy()
     restoring = seconds(lambda: list(restore(model, stack))) / 4
     few = slice(0, options.peer_slices)

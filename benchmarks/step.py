@@ -135,7 +135,7 @@ def main() -> None:
     quick = torch.bfloat16 if bf16_is_faster(device) else torch.float32
     # Restored images stay in float32 on the CPU; a GPU's bf16 autocast is what training uses.
     restoring = quick if device.type == "cuda" else torch.float32
-    folded = deployable(network).network.to(device, memory_format=torch.channels_last)
+    folded = deployable(network, recipe.model).network.to(device, memory_format=torch.channels_last)
     pairs = {
         "inference": (
             Timed(inference(as_printed(network), windows, torch.float32), torch.float32),

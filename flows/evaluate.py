@@ -125,9 +125,9 @@ def restore_and_measure(
     """
     device = pick_device(settings.device)
     volume = snapshot.volume(row.patient)
-    pair = VolumePair(row.patient, row.anatomy, volume.low, volume.full)
+    pair = VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
     try:
-        result = judged(pair, row, load_exported(file, device), device, settings.batch, budget)
+        result = judged(pair, row, load_exported(file, device, dose=row.dose_fraction), device, settings.batch, budget)
     except InferenceError as error:
         measured = measure_unrestored(
             pair, spacing=row.spacing[1:], device=device, batch=settings.batch

@@ -264,7 +264,9 @@ def register(job: Job) -> TrainResult:
     steps = load_checkpoint(job.folder / CHECKPOINT)["step"]
     _, planned = job.recipe.steps(sum(row.slices for row in snapshot.patients("train")))
     tags = lineage.tags(snapshot, job.recipe.name)
-    version = registry.register(job.run, deployable(network), example_windows().numpy(), tags)
+    version = registry.register(
+        job.run, deployable(network, job.recipe.model), example_windows().numpy(), tags
+    )
     registry.finish(job.run)
     get_run_logger().info("run %s is model version %d", job.run, version)
     return TrainResult(

@@ -141,10 +141,13 @@ def run(job: Job, progress: Progress) -> None:
 
 def pairs(snapshot: Snapshot, split: str) -> list[VolumePair]:
     """The patients of a split as training takes them."""
-    volumes = [snapshot.volume(row.patient) for row in snapshot.patients(split)]
-    return [
-        VolumePair(volume.patient, volume.anatomy, volume.low, volume.full) for volume in volumes
-    ]
+    found = []
+    for row in snapshot.patients(split):
+        volume = snapshot.volume(row.patient)
+        found.append(
+            VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
+        )
+    return found
 
 
 def first_rank() -> bool:

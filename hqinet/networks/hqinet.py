@@ -24,8 +24,8 @@ STEM_WIDTH = 64
 ASPP_WIDTH = 256
 NARROWED_SKIP = 48
 RECONSTRUCTION_WIDTH = 64
-DETAIL_SIZES = (5, 17)
-"""Sides in pixels of the neighbourhoods whose means are taken off to see noise and fine detail."""
+DETAIL_SIZE = 5
+"""Side in pixels of the neighbourhood whose mean is taken off to see noise and fine detail."""
 ENCODER_STRIDE = 8
 """Of stages two to four, which halve the map once each."""
 INIT_SD = 0.01
@@ -59,9 +59,7 @@ class HQINet(nn.Module):
         first_stride, second_stride = recipe.stem_strides
         self.multiple = ENCODER_STRIDE * first_stride * second_stride
 
-        inputs = INPUT_CHANNELS
-        if recipe.output == "noise_residual":
-            inputs *= 1 + len(DETAIL_SIZES)
+        inputs = 2 * INPUT_CHANNELS if recipe.output == "noise_residual" else INPUT_CHANNELS
         self.stem = ConvNorm(inputs, stem, 3, stride=first_stride, norm=norm)
         self.stem_down = ConvNorm(stem, stem, 3, stride=second_stride, norm=norm)
         self.stages = nn.ModuleList(
@@ -91,8 +89,7 @@ class HQINet(nn.Module):
         if self.output == "residual":
             return middle + self._network(windows)
         scale = noise.view(-1, 1, 1, 1)
-        details = [torch.asinh(detail(windows, size) / scale) for size in DETAIL_SIZES]
-        inputs = torch.cat([windows, *details], dim=1)
+        inputs = torch.cat([windows, torch.asinh(detail(windows) / scale)], dim=1)
         return middle + scale * self._network(inputs)
 
     def _network(self, x: Tensor) -> Tensor:
@@ -114,8 +111,8 @@ class HQINet(nn.Module):
         return _cropped(self.reconstruction(maps, size), rows, columns)
 
 
-def detail(images: Tensor, size: int) -> Tensor:
-    """Subtract from each pixel the mean of the size x size around it, as far as in the image.
+def detail(images: Tensor) -> Tensor:
+    """Subtract from each pixel the mean of its neighbourhood, as far as it lies in the image.
 
     What is left is noise and edges, of the same size in lung and in bone. In units of the noise
     level it has a standard deviation of about one: in the images themselves noise is a hundredth
@@ -123,10 +120,9 @@ def detail(images: Tensor, size: int) -> Tensor:
 
     `(n, c, h, w) -> (n, c, h, w)`.
     """
-    mean = images
-    for kernel in ((size, 1), (1, size)):
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        mean = F.avg_pool2d(mean, kernel, stride=1, padding=padding, count_include_pad=False)
+    mean = F.avg_pool2d(
+        images, DETAIL_SIZE, stride=1, padding=DETAIL_SIZE // 2, count_include_pad=False
+    )
     return images - mean
 
 

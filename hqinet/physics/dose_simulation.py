@@ -252,7 +252,9 @@ class _Scanner:
         if detector.bowtie:
             photons = photons * _stretched(detector.bowtie, beam.bins).to(images.device)
         if detector.tube_current:
-            photons = photons * _stretched(detector.tube_current, beam.views).to(images.device)[:, None]
+            photons = (
+                photons * _stretched(detector.tube_current, beam.views).to(images.device)[:, None]
+            )
         return cls(beam, (rows, columns), pixel, dose, detector, response, photons)
 
     def deviation(self, hu: Tensor, photons: float) -> Tensor:

@@ -18,9 +18,7 @@ from torch.nn import functional as F
 _OVERSAMPLING = 2
 _KERNEL = 4
 """Width of the interpolation kernel, in samples of the oversampled grid."""
-_SHAPE = math.pi * math.sqrt(
-    (_KERNEL / _OVERSAMPLING) ** 2 * (_OVERSAMPLING - 0.5) ** 2 - 0.8
-)
+_SHAPE = math.pi * math.sqrt((_KERNEL / _OVERSAMPLING) ** 2 * (_OVERSAMPLING - 0.5) ** 2 - 0.8)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hqinet.networks.blocks import ConvNorm
 from hqinet.restoration.restore import HUModel, Restorer
+from hqinet.training.recipe import ModelRecipe
+
+USUAL_DOSE = 0.25
+"""Dose of the low-dose series of the published cohorts, for whoever does not say."""
 
 
 def example_windows() -> Tensor:
@@ -18,24 +22,33 @@ def example_windows() -> Tensor:
     return 40 + 20 * torch.randn(2, 3, 48, 72, generator=generator)
 
 
-def deployable(network: nn.Module) -> Restorer:
+def deployable(network: nn.Module, recipe: ModelRecipe) -> Restorer:
     """Return a copy of the network that is quickest to run, from HU to HU, on the CPU.
 
     In evaluation mode, with each batch norm folded into the convolution before it; equal to
-    `Restorer(network)` in evaluation mode up to rounding.
+    `Restorer(network)` in evaluation mode up to rounding. A network that estimates the slice
+    without noise leaves the noise of full dose, where the input is of USUAL_DOSE.
     """
     network = copy.deepcopy(network).cpu().eval()
     for module in network.modules():
         if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
-    return Restorer(network).eval()
+    return Restorer(network, recipe.removed(USUAL_DOSE)).eval()
 
 
-def load_exported(path: Path, device: torch.device | str = "cpu") -> HUModel:
+def load_exported(
+    path: Path, device: torch.device | str = "cpu", *, dose: float | None = None
+) -> HUModel:
     """Return the program saved at `path` as a function on `device`, its weights channels last.
 
-    They become so here and not before the export, which cannot follow their strides.
+    They become so here and not before the export, which cannot follow their strides. `dose`: of the
+    slices to be restored, as a fraction of the full dose; None: USUAL_DOSE. A program that
+    estimates the full dose itself takes no heed of it.
     """
     program = move_to_device_pass(torch.export.load(path), str(device))
-    return program.module().to(memory_format=torch.channels_last)
+    module = program.module()
+    removed = getattr(module, "removed", None)
+    if dose is not None and removed is not None:
+        removed.fill_(1 - dose)
+    return module.to(memory_format=torch.channels_last)

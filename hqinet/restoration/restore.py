@@ -24,20 +24,23 @@ class InferenceError(HqinetError):
 class Restorer(nn.Module):
     """A network in HU: measures the noise of each slice, normalises, restores, denormalises."""
 
-    def __init__(self, network: nn.Module, removed: float = 1.0) -> None:
-        """`removed`: share of what the network takes off a slice that is taken off.
+    def __init__(self, network: nn.Module, removed: float | None = None) -> None:
+        """`removed`: of a network that estimates the slice without noise, the share taken off.
 
-        1 for a network that estimates the full dose; `1 - dose` for one that estimates the slice
-        without noise, where the noise left is to be that of the full dose.
+        `1 - dose` leaves the noise of the full dose, 1 none. It is a buffer of that name, which can
+        be set anew. None: the network estimates the full dose, which is returned as it is.
         """
         super().__init__()
         self.network = network
-        self.removed = removed
+        share = None if removed is None else torch.tensor(removed)
+        self.register_buffer("removed", share)
 
     def forward(self, hu: Tensor) -> Tensor:
         """`(n, 3, h, w) float32 HU -> (n, 1, h, w) float32 HU`."""
         noise = noise_level(hu[:, 1]) / HU_RANGE
         restored = denormalise(self.network(normalise(hu), noise))
+        if self.removed is None:
+            return restored
         return torch.lerp(hu[:, 1:2], restored, self.removed)
 
 
@@ -106,7 +109,7 @@ def pieces(slices: Tensor) -> Sequence[Tensor]:
 def read_windows(stack: HuVolume, first: int, stop: int) -> NDArray[np.int16]:
     """Return the windows around slices `first` to `stop - 1`: (k, 3, rows, columns) int16 HU.
 
-    Beyond both ends stands the other neighbour (`hqinet.sampling.window_slices`).
+    Beyond both ends stands the other neighbour (`hqinet.samples.sampling.window_slices`).
     """
     slices = int(stack.shape[0])
     start, end = max(first - 1, 0), min(max(stop + 1, 2), slices)

@@ -112,7 +112,11 @@ def _cut(draws: Sequence[Draw], windows: Sequence[Window], crop: tuple[int, int]
     rows, columns = crop
     low, full, partners = [], [], []
     for draw, window in zip(draws, windows, strict=True):
-        crop_of = (slice(None), slice(draw.row, draw.row + rows), slice(draw.column, draw.column + columns))
+        crop_of = (
+            slice(None),
+            slice(draw.row, draw.row + rows),
+            slice(draw.column, draw.column + columns),
+        )
         low.append(window.low[crop_of])
         full.append(window.full[crop_of])
         if window.partner is None:

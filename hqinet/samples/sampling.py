@@ -55,8 +55,8 @@ class VolumePair:
     anatomy: str
     low: HuVolume
     full: HuVolume
-    dose: float
-    """Of the low-dose volume, as a fraction of the full dose: above 0 and below 1."""
+    dose: float | None = None
+    """Of the low-dose volume, as a fraction of the full dose; None: unknown."""
 
     def __post_init__(self) -> None:
         if tuple(self.low.shape) != tuple(self.full.shape) or len(self.low.shape) != 3:
@@ -168,10 +168,8 @@ class SampleOrder:
         pair, middle, partner = self._slices[window]
         row, column, flip_rows, flip_columns, dose, turn, lost, how, zoom, kernel, *_ = uniforms
         rows, columns = self.matrices[pair]
-        own, recipe = self.doses[pair], self.recipe
-        drawn = own if recipe.dose is None else _log_uniform(recipe.dose, dose)
-        # Noise variance is inverse to dose; that of the low dose alone is `1 / dose - 1` of full's.
-        scale = math.sqrt((1 / drawn - 1) / (1 / own - 1))
+        recipe = self.recipe
+        drawn, scale = _drawn_dose(self.doses[pair], recipe.dose, dose)
         angle = 2 * math.pi * turn if partner != middle else 0.0
         return Draw(
             window=window,
@@ -228,6 +226,17 @@ class SampleOrder:
 def _log_uniform(bounds: tuple[float, float], uniform: float) -> float:
     low, high = bounds
     return low * (high / low) ** uniform
+
+
+def _drawn_dose(
+    own: float | None, bounds: tuple[float, float] | None, uniform: float
+) -> tuple[float, float]:
+    """Return a sample's dose, NaN where it is unknown, and the factor on its added noise."""
+    if own is None or bounds is None:
+        return math.nan if own is None else own, 1.0
+    drawn = _log_uniform(bounds, uniform)
+    # Noise variance is inverse to dose; that of the added noise is `1 / dose - 1` of full dose's.
+    return drawn, math.sqrt((1 / drawn - 1) / (1 / own - 1))
 
 
 def _neighbours(uniform: float) -> int:
@@ -287,7 +296,9 @@ def prepare(batch: Batch, recipe: SamplingRecipe, device: torch.device) -> Sampl
     """
     draws = batch.draws
     low, full, partner, noise = (x.to(device, non_blocking=True) for x in batch[:4])
-    own, other = torch.tensor([d.mixing for d in draws], device=device).view(-1, 2, 1, 1, 1).unbind(1)
+    own, other = (
+        torch.tensor([d.mixing for d in draws], device=device).view(-1, 2, 1, 1, 1).unbind(1)
+    )
     added = own * (low.float() - full) + other * partner.float()
     full = full.float()
     low = normalise(full + added)
@@ -309,9 +320,7 @@ def prepare(batch: Batch, recipe: SamplingRecipe, device: torch.device) -> Sampl
     return Sample(both[:, :3], both[:, 3:], level, dose)
 
 
-def _textured(
-    both: Tensor, draws: Sequence[Draw], recipe: SamplingRecipe
-) -> tuple[Tensor, Tensor]:
+def _textured(both: Tensor, draws: Sequence[Draw], recipe: SamplingRecipe) -> tuple[Tensor, Tensor]:
     """Resample and sharpen crops (n, c, side, side) to patches; return them and the level's gain.
 
     The last channel is the full dose, the one of index 1 the low dose of the same slice.

@@ -91,6 +91,7 @@ def train(
     started = time.monotonic()
     if not training:
         raise TrainingError("there are no training patients: ingest a cohort, or check the splits")
+    _check_doses(recipe, [*training, *validation])
     if not validation:
         logger.warning("there are no validation patients: the last epoch is kept, unjudged")
     try:
@@ -113,6 +114,17 @@ def train(
         with StopRequest() as stop, closing(feed.batches(loop.spans())) as batches:
             loop.run(batches, stop)
     return _trained(state, folder)
+
+
+def _check_doses(recipe: Recipe, pairs: Sequence[VolumePair]) -> None:
+    if recipe.model.estimates == "full" and recipe.sampling.dose is None:
+        return
+    unknown = [pair.patient for pair in pairs if pair.dose is None or not 0 < pair.dose < 1]
+    if unknown:
+        raise TrainingError(
+            f"recipe {recipe.name!r} needs the dose of each low-dose series, and that of "
+            f"{', '.join(unknown)} is unknown: give dose_fraction in the cohort file"
+        )
 
 
 def _trained(state: State, folder: Path) -> Trained:
@@ -308,9 +320,7 @@ class _Loop:
             save_checkpoint(self.state.content(), self.folder / CHECKPOINT)
 
 
-def _one_ahead(
-    batches: Iterable[Batch], recipe: Recipe, device: torch.device
-) -> Iterator[Sample]:
+def _one_ahead(batches: Iterable[Batch], recipe: Recipe, device: torch.device) -> Iterator[Sample]:
     """Prepare each batch while the one before it is being trained on."""
     ready: Sample | None = None
     for batch in batches:

@@ -43,9 +43,12 @@ class _NetworkRecipe(_Section):
     share `dose` of the low dose's variance, it is the low dose less `1 - dose` of what is taken
     off, and one network serves every dose."""
 
-    def removed(self, dose: "_Dose") -> "_Dose | float":
-        """Return the share of what the network takes off that leads from `dose` to full dose."""
-        return 1 - dose if self.estimates == "clean" else 1.0
+    def removed(self, dose: "_Dose") -> "_Dose | None":
+        """Return the share of what the network takes off that leads from `dose` to full dose.
+
+        None for a network that estimates the full dose.
+        """
+        return 1 - dose if self.estimates == "clean" else None
 
 
 class HQINetRecipe(_NetworkRecipe):

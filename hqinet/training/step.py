@@ -63,8 +63,8 @@ def _backward(state: State, wrapped: nn.Module, sample: Sample, parts: int) -> T
     # A network that estimates the slice without noise is judged on the share that the full dose,
     # which has noise too, lacks.
     removed = state.recipe.model.removed(dose)
-    middle = windows[:, 1:2]
-    restored = middle + torch.as_tensor(removed).view(-1, 1, 1, 1) * (restored.float() - middle)
+    if removed is not None:
+        restored = torch.lerp(windows[:, 1:2], restored.float(), removed.view(-1, 1, 1, 1))
     loss = restoration_loss(state.recipe.loss, restored, full, noise).mean() / parts
     loss.backward()
     return loss.detach()

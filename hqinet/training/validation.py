@@ -54,7 +54,7 @@ def validate(
 ) -> ValidationResult:
     """Restore the judged slices of one patient with `network` in evaluation mode."""
     was_training = network.training
-    restorer = Restorer(network, recipe.removed(pair.dose)).eval()
+    restorer = Restorer(network, None if pair.dose is None else recipe.removed(pair.dose)).eval()
     squared = np.zeros(2)
     judged = judged_slices(pair.slices, wanted)
     images = None

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from hqinet.networks.hqinet import build
-from hqinet.restoration.export import deployable, example_windows, load_exported
+from hqinet.restoration.export import USUAL_DOSE, deployable, example_windows, load_exported
 from hqinet.restoration.restore import Restorer
 from hqinet.training.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
 from storage.models.registry import SIGNATURE
@@ -23,6 +23,7 @@ from storage.models.registry import SIGNATURE
 NETWORKS: dict[str, ModelRecipe] = {
     "paper": HQINetRecipe(width=0.125),
     "noise_residual": HQINetRecipe(width=0.125, norm="none", output="noise_residual", init="he"),
+    "clean": HQINetRecipe(width=0.125, norm="none", output="residual", estimates="clean"),
     "redcnn": REDCNNRecipe(network="redcnn", channels=4),
 }
 SIZES = [(1, 48, 48), (3, 57, 101), (2, 64, 50)]
@@ -45,7 +46,12 @@ def hu(n: int, rows: int, columns: int) -> torch.Tensor:
 @dataclass(frozen=True)
 class Exported:
     network: nn.Module
+    recipe: ModelRecipe
     path: Path
+
+    @property
+    def eager(self) -> Restorer:
+        return Restorer(self.network, self.recipe.removed(USUAL_DOSE)).eval()
 
     @property
     def program(self) -> ExportedProgram:
@@ -56,7 +62,7 @@ def exported(name: str, folder: Path) -> Exported:
     """As `storage.models.registry` has MLflow write it."""
     network = trained(name).train()
     mlflow.pytorch.save_model(
-        deployable(network),
+        deployable(network, NETWORKS[name]),
         folder / "model",
         serialization_format="pt2",
         input_example=example_windows().numpy(),
@@ -65,7 +71,7 @@ def exported(name: str, folder: Path) -> Exported:
     )
     assert network.training, "exporting must leave the network as it was"
     (path,) = (folder / "model").rglob("model.pt2")
-    return Exported(network, path)
+    return Exported(network, NETWORKS[name], path)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -74,11 +80,27 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_equal_to_the_network_at_any_batch_height_and_width(model: Exported) -> None:
-    loaded, eager = load_exported(model.path), Restorer(model.network).eval()
+    loaded, eager = load_exported(model.path), model.eager
     for size in SIZES:
         windows = hu(*size)
         with torch.no_grad():
             torch.testing.assert_close(loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
+
+
+def test_the_dose_decides_how_much_is_taken_off(model: Exported) -> None:
+    windows = hu(2, 50, 70)
+    middle = windows[:, 1:2]
+    restored = {
+        dose: load_exported(model.path, dose=dose)(windows).detach() for dose in (None, 0.1, 0.6)
+    }
+    if model.recipe.estimates == "full":
+        assert torch.equal(restored[0.1], restored[None])
+        return
+    clean = Restorer(model.network)(windows).detach()
+    for dose, image in restored.items():
+        share = 1 - (dose or USUAL_DOSE)
+        expected = middle + share * (clean - middle)
+        torch.testing.assert_close(image, expected, rtol=1e-4, atol=1e-2)
 
 
 def test_deployable_has_no_batch_norm_left_and_equals_the_network() -> None:
@@ -87,7 +109,7 @@ def test_deployable_has_no_batch_norm_left_and_equals_the_network() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 2.0)
-    quick = deployable(network)
+    quick = deployable(network, NETWORKS["paper"])
     assert network.training
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) > 50
     assert not any(isinstance(m, nn.BatchNorm2d) for m in quick.modules())
@@ -125,5 +147,5 @@ def test_runs_without_this_project(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(model.path)], cwd=tmp_path, check=True, timeout=120
     )
     with torch.no_grad():
-        expected = Restorer(model.network).eval()(windows)
+        expected = model.eager(windows)
     torch.testing.assert_close(torch.load(tmp_path / "restored.pt"), expected, rtol=1e-4, atol=1e-2)

@@ -26,7 +26,7 @@ def volumes(seed: int, shape: tuple[int, int, int]) -> VolumePair:
     random = np.random.default_rng(seed)
     full = random.integers(-100, 300, shape).astype(np.int16)
     low = (full + random.normal(0, 20 * (seed + 1), shape)).astype(np.int16)
-    return VolumePair(f"P{seed}", "chest", low, full)
+    return VolumePair(f"P{seed}", "chest", low, full, dose=0.25)
 
 
 def pairs() -> list[VolumePair]:
@@ -34,23 +34,28 @@ def pairs() -> list[VolumePair]:
 
 
 def order(of: list[VolumePair], **recipe: Any) -> SampleOrder:
-    values = {"batch": 8, "patch": 24, "flips": True, "dose": (0.5, 1.0)} | recipe
+    values = {"batch": 8, "patch": 24, "flips": True, "dose": (0.1, 0.5)} | recipe
     return SampleOrder(SamplingRecipe(**values), of, seed=3)
 
 
 @pytest.mark.parametrize("patch", [24, None])
 @pytest.mark.parametrize("per_slice", [1, 12])
-def test_resident_and_streamed_samples_are_equal(patch: int | None, per_slice: int) -> None:
+@pytest.mark.parametrize("mixed", [True, False])
+def test_resident_and_streamed_samples_are_equal(
+    patch: int | None, per_slice: int, mixed: bool
+) -> None:
     of = pairs()
-    stream = order(of, patch=patch, patches_per_slice=per_slice)
+    stream = order(of, patch=patch, patches_per_slice=per_slice, mix_noise=mixed)
     spans = [(8 * i, 8) for i in range(100)] + [(2000, 3)]
     resident = list(ResidentFeed(of, stream, CPU).batches(spans))
     streamed = list(StreamingFeed(of, stream).batches(spans))
     assert [b.low.shape[0] for b in resident] == [8] * 100 + [3]
     for one, other in zip(resident, streamed, strict=True):
-        for a, b in zip(one, other, strict=True):
+        assert one.draws == other.draws
+        for a, b in zip(one[:-1], other[:-1], strict=True):
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
+    assert any(batch.partner.any() for batch in resident) == mixed
 
 
 class Counted:
@@ -70,7 +75,7 @@ def test_a_window_is_read_once_and_held_no_longer_than_it_is_used(
     per_slice: int, ranks: int, micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = volumes(0, (30, 24, 24))
-    of = [VolumePair("P0", "chest", Counted(plain.low), Counted(plain.full))]
+    of = [VolumePair("P0", "chest", Counted(plain.low), Counted(plain.full), 0.25)]
     stream = order(of, patches_per_slice=per_slice)
     share = 8 // ranks
     spans = [
@@ -102,7 +107,7 @@ class Lost:
 
 
 def test_what_reading_raises_ends_the_feed() -> None:
-    of = [VolumePair("P0", "chest", Lost(), Lost())]
+    of = [VolumePair("P0", "chest", Lost(), Lost(), 0.25)]
     batches = StreamingFeed(of, order(of)).batches([(0, 8)])
     with pytest.raises(OSError, match="does not answer"):
         next(batches)
@@ -118,7 +123,7 @@ def test_a_feed_that_is_left_early_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_a_sample_is_the_crop_its_draw_names_with_edge_slices_repeated() -> None:
+def test_a_sample_is_the_crop_its_draw_names_with_the_other_neighbour_beyond_the_edge() -> None:
     of = [volumes(1, (3, 30, 40))]
     stream = order(of)
     (batch,) = ResidentFeed(of, stream, CPU).batches([(0, 30)])
@@ -126,15 +131,25 @@ def test_a_sample_is_the_crop_its_draw_names_with_edge_slices_repeated() -> None
     for i, draw in enumerate(stream.draw(0, 30)):
         rows = slice(draw.row, draw.row + 24)
         columns = slice(draw.column, draw.column + 24)
-        for j, z in enumerate((max(draw.middle - 1, 0), draw.middle, min(draw.middle + 1, 2))):
+        for j, z in enumerate([(1, 0, 1), (0, 1, 2), (1, 2, 1)][draw.middle]):
             np.testing.assert_array_equal(batch.low[i, j].numpy(), of[0].low[z, rows, columns])
             np.testing.assert_array_equal(batch.full[i, j].numpy(), of[0].full[z, rows, columns])
         seen.add(draw.middle)
         levels = [noise_level(torch.from_numpy(v[draw.middle : draw.middle + 1]))
                   for v in (of[0].low, of[0].full)]  # fmt: skip
         assert torch.equal(batch.noise[i], torch.cat(levels))
-        assert bool(batch.flips[i, 0]) == draw.flip_rows
+        assert batch.draws[i] == draw
     assert seen == {0, 1, 2}
+
+
+def test_a_partner_is_the_added_noise_of_its_window_at_the_same_place() -> None:
+    of = [volumes(1, (9, 30, 40))]
+    stream = order(of, mix_noise=True)
+    (batch,) = ResidentFeed(of, stream, CPU).batches([(0, 30)])
+    for i, draw in enumerate(stream.draw(0, 30)):
+        rows, columns = slice(draw.row, draw.row + 24), slice(draw.column, draw.column + 24)
+        added = of[0].low[draw.partner] - of[0].full[draw.partner]
+        np.testing.assert_array_equal(batch.partner[i, 1].numpy(), added[rows, columns])
 
 
 def test_slices_smaller_than_the_patch_are_filled_with_air() -> None:

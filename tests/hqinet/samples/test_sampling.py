@@ -1,6 +1,8 @@
 """The numbered stream of samples: the same whoever asks, fair as the recipe says, in place."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ from hqinet.samples.sampling import (
 from hqinet.training.recipe import SamplingRecipe
 
 CPU = torch.device("cpu")
+PLAIN = SamplingRecipe(batch=8)
 
 
 def pairs(*shapes: tuple[int, int, int]) -> list[VolumePair]:
     return [
-        VolumePair(f"P{i}", "chest", np.zeros(shape, np.int16), np.zeros(shape, np.int16))
+        VolumePair(f"P{i}", "chest", np.zeros(shape, np.int16), np.zeros(shape, np.int16), 0.25)
         for i, shape in enumerate(shapes)
     ]
 
@@ -35,8 +38,9 @@ def order(*shapes: tuple[int, int, int], seed: int = 0, **recipe: Any) -> Sample
     return SampleOrder(SamplingRecipe(**{"batch": 8, **recipe}), pairs(*shapes), seed)
 
 
-def test_windows_repeat_the_edge_slice() -> None:
-    assert [window_slices(i, 3) for i in range(3)] == [(0, 0, 1), (0, 1, 2), (1, 2, 2)]
+def test_beyond_the_edge_stands_the_other_neighbour() -> None:
+    assert [window_slices(i, 3) for i in range(3)] == [(1, 0, 1), (0, 1, 2), (1, 2, 1)]
+    assert [window_slices(i, 2) for i in range(2)] == [(1, 0, 1), (0, 1, 0)]
     assert window_slices(0, 1) == (0, 0, 0)
 
 
@@ -127,103 +131,161 @@ def test_whole_slices_take_the_largest_matrix_and_small_ones_start_at_zero() -> 
     assert {(d.row, d.column) for d in stream.draw(0, 40)} == {(0, 0)}
 
 
-def test_flips_and_dose_are_drawn_only_where_asked_for() -> None:
-    plain = order((4, 18, 30)).draw(0, 100)
-    assert {(d.flip_rows, d.flip_columns, d.dose, d.white) for d in plain} == {
-        (False, False, 1.0, 0.0)
+def test_nothing_is_drawn_that_is_not_asked_for() -> None:
+    drawn = order((30, 18, 30)).draw(0, 100)
+    assert not any(d.flip_rows or d.flip_columns for d in drawn)
+    assert {(d.mixing, d.dose, d.neighbours, d.zoom, d.kernel) for d in drawn} == {
+        ((1.0, 0.0), 0.25, 0, 1.0, 1.0)
     }
-    varied = order((4, 18, 30), flips=True, dose=(0.5, 1.5), white=0.8, patch=16).draw(0, 400)
-    assert len({(d.flip_rows, d.flip_columns) for d in varied}) == 4
-    doses = np.array([d.dose for d in varied])
-    assert doses.min() >= 0.5
-    assert doses.max() <= 1.5
-    assert abs(doses.mean() - 1) < 0.05
-    shares = np.array([d.white for d in varied])
-    assert shares.min() < 0.02
-    assert 0.7 < shares.max() <= 0.8
-    assert abs(np.median(shares) - 0.2) < 0.05
+    assert all(d.partner == d.middle for d in drawn)
+
+
+def test_augmentation_is_drawn_within_its_bounds() -> None:
+    stream = order(
+        (30, 60, 60),
+        flips=True,
+        patch=16,
+        dose=(0.1, 0.4),
+        mix_noise=True,
+        drop_neighbours=0.5,
+        zoom=(0.5, 2.0),
+        kernels=(0.25, 4.0),
+    )
+    drawn = stream.draw(0, 600)
+    assert len({(d.flip_rows, d.flip_columns) for d in drawn}) == 4
+    for values, low, high in (
+        ([d.dose for d in drawn], 0.1, 0.4),
+        ([d.zoom for d in drawn], 0.5, 2.0),
+        ([d.kernel for d in drawn], 0.25, 4.0),
+    ):
+        assert low <= min(values) < 1.1 * low
+        assert 0.9 * high < max(values) <= high
+        # Half of them below the geometric mean.
+        assert np.mean(np.array(values) < (low * high) ** 0.5) == pytest.approx(0.5, abs=0.07)
+    assert np.mean([d.neighbours == 0 for d in drawn]) == pytest.approx(0.5, abs=0.07)
+    assert {d.neighbours for d in drawn} == {0, 1, 2, 3}
+    assert {abs(d.partner - d.middle) for d in drawn} == {3, 4, 5}
+    assert all(0 <= d.partner < 30 for d in drawn)
+    signs = {(d.mixing[0] > 0, d.mixing[1] > 0) for d in drawn}
+    assert len(signs) == 4
+
+
+@given(dose=st.floats(0.05, 0.9))
+def test_mixed_noise_has_the_variance_of_the_dose_drawn(dose: float) -> None:
+    (drawn,) = order((30, 60, 60), patch=16, dose=(dose, dose), mix_noise=True).draw(3, 1)
+    # The pair is of a quarter dose: its added noise has three times the full dose's variance.
+    assert 3 * sum(share**2 for share in drawn.mixing) == pytest.approx(1 / dose - 1)
+
+
+def test_too_short_a_volume_mixes_nothing() -> None:
+    drawn = order((3, 60, 60), patch=16, mix_noise=True).draw(0, 20)
+    assert {(d.partner - d.middle, d.mixing) for d in drawn} == {(0, (1.0, 0.0))}
 
 
 def batch(n: int = 4) -> Batch:
     random = np.random.default_rng(0)
     full = torch.from_numpy(random.integers(-1000, 1000, (n, 3, 5, 6)).astype(np.int16))
-    low = full + torch.from_numpy(random.integers(-50, 50, full.shape).astype(np.int16))
-    return Batch(
-        low,
-        full,
-        noise=torch.tensor([[50.0, 30.0]] * n),
-        dose=torch.ones(n),
-        white=torch.zeros(n),
-        flips=torch.zeros(n, 2, dtype=torch.bool),
+    low, partner = (
+        torch.from_numpy(random.integers(-50, 50, full.shape).astype(np.int16)) for _ in range(2)
     )
+    draws = order((30, 5, 6)).draw(0, n)
+    return Batch(full + low, full, partner, torch.tensor([[50.0, 30.0]] * n), draws)
+
+
+def drawn_with(raw: Batch, **changes: Sequence[object]) -> Batch:
+    """The batch with some fields of its draws set, one value a sample."""
+    draws = [
+        replace(draw, **{name: values[i] for name, values in changes.items()})
+        for i, draw in enumerate(raw.draws)
+    ]
+    return raw._replace(draws=draws)
 
 
 def test_prepare_gives_normalised_windows_and_the_middle_full_slice() -> None:
     raw = batch()
-    windows, full, noise = prepare(raw, CPU)
+    windows, full, noise, dose = prepare(raw, PLAIN, CPU)
     torch.testing.assert_close(windows, normalise(raw.low.float()), rtol=0, atol=1e-6)
     torch.testing.assert_close(full, normalise(raw.full[:, 1:2].float()))
     torch.testing.assert_close(noise, torch.full((4,), 50 / 4095))
+    assert torch.equal(dose, torch.full((4,), 0.25))
 
 
 def test_prepare_mirrors_low_and_full_alike_and_each_sample_on_its_own() -> None:
     raw = batch()
-    flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
-    windows, full, _ = prepare(raw._replace(flips=flips), CPU)
-    plain_windows, plain_full, _ = prepare(raw, CPU)
+    mirrored = drawn_with(
+        raw, flip_rows=[False, True, False, True], flip_columns=[False, False, True, True]
+    )
+    windows, full, *_ = prepare(mirrored, PLAIN, CPU)
+    plain_windows, plain_full, *_ = prepare(raw, PLAIN, CPU)
     for i, axes in enumerate([[], [1], [2], [1, 2]]):
         assert torch.equal(windows[i], plain_windows[i].flip(axes))
         assert torch.equal(full[i], plain_full[i].flip(axes))
 
 
-def test_prepare_varies_the_dose_and_its_noise_level() -> None:
+def test_prepare_mixes_noise_and_its_level_follows() -> None:
     raw = batch()
-    dose = torch.tensor([0.0, 0.5, 1.0, 1.5])
-    windows, _, noise = prepare(raw._replace(dose=dose), CPU)
-    low, full = normalise(raw.low.float()), normalise(raw.full.float())
-    expected = full + dose.view(-1, 1, 1, 1) * (low - full)
-    torch.testing.assert_close(windows, expected, rtol=0, atol=1e-6)
+    mixing = [(1.0, 0.0), (0.0, 1.0), (-0.6, 0.8), (1.2, 0.5)]
+    windows, full, noise, _ = prepare(drawn_with(raw, mixing=mixing), PLAIN, CPU)
+    own, other = torch.tensor(mixing).view(-1, 2, 1, 1, 1).unbind(1)
+    expected = raw.full + own * (raw.low - raw.full) + other * raw.partner
+    torch.testing.assert_close(windows, normalise(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(full, normalise(raw.full[:, 1:2].float()))
     # 50^2 = 30^2 + 40^2: the added noise is 40 HU.
-    expected_noise = (30**2 + (40 * dose) ** 2).sqrt() / 4095
-    torch.testing.assert_close(noise, expected_noise)
+    added = torch.tensor([40, 40, 40, 40 * 1.3])
+    torch.testing.assert_close(noise, (30**2 + added**2).sqrt() / 4095)
 
 
-def soft_noise() -> Batch:
-    """Two samples of nothing but noise as a soft kernel correlates it; none in the first slice."""
-    full = torch.zeros(2, 3, 64, 64, dtype=torch.int16)
-    noise = np.random.default_rng(0).normal(0, 100, full.shape)
-    noise = torch.from_numpy(gaussian_filter(noise, (0, 0, 1, 1)).round().astype(np.int16))
-    noise[:, 0] = 0
-    level = torch.stack([noise_level(noise[:, 1]), torch.zeros(2)], dim=1)
-    return Batch(noise, full, level, torch.ones(2), torch.zeros(2), torch.zeros(2, 2).bool())
+def test_prepare_takes_neighbours_away() -> None:
+    raw = batch()
+    windows, *_ = prepare(drawn_with(raw, neighbours=[0, 1, 2, 3]), PLAIN, CPU)
+    low = normalise(raw.low.float())
+    for window, slices, of in zip(
+        windows, [(0, 1, 2), (1, 1, 1), (0, 1, 0), (2, 1, 2)], low, strict=True
+    ):
+        torch.testing.assert_close(window, of[list(slices)], rtol=0, atol=1e-6)
 
 
-def test_prepare_whitens_the_added_noise_and_its_level_follows() -> None:
-    raw = soft_noise()
-    windows, restored, level = prepare(raw._replace(white=torch.tensor([0.0, 1.0])), CPU)
-    added = denormalise(windows)
-    torch.testing.assert_close(added[0], raw.low[0].float(), rtol=0, atol=1e-2)
-    assert torch.equal(restored, normalise(raw.full[:, 1:2].float()))
-    torch.testing.assert_close(added[1].std(), raw.low[1].float().std(), rtol=0.01, atol=0)
-    assert neighbours(added[0, 1]) > 0.5
-    assert abs(neighbours(added[1, 1])) < 0.1
-    torch.testing.assert_close(level * 4095, noise_level(added[:, 1]), rtol=0.1, atol=0)
+def noise_alone(recipe: SamplingRecipe) -> Batch:
+    """Three samples of nothing but noise as a soft kernel correlates it."""
+    side = SampleOrder(recipe, pairs((30, 200, 200)), 0).crop[0]
+    full = torch.zeros(3, 3, side, side, dtype=torch.int16)
+    noise = np.random.default_rng(0).normal(0, 300, full.shape)
+    low = torch.from_numpy(gaussian_filter(noise, (0, 0, 1, 1)).round().astype(np.int16))
+    level = torch.stack([noise_level(low[:, 1]), torch.zeros(3)], dim=1)
+    draws = order((30, 200, 200), patch=16).draw(0, 3)
+    return Batch(low, full, torch.zeros_like(low), level, draws)
 
 
-def test_prepare_changes_dose_and_texture_at_once() -> None:
-    raw = soft_noise()
-    half = torch.tensor([0.5, 0.5])
-    windows, _, level = prepare(raw._replace(white=half, dose=half), CPU)
+def test_kernels_change_the_texture_and_the_level_follows() -> None:
+    recipe = SamplingRecipe(batch=3, patch=64, kernels=(0.25, 4.0))
+    raw = drawn_with(noise_alone(recipe), kernel=[0.25, 1.0, 4.0])
+    windows, full, level, _ = prepare(raw, recipe, CPU)
+    assert windows.shape == (3, 3, 64, 64)
+    assert full.shape == (3, 1, 64, 64)
     added = denormalise(windows)[:, 1]
-    torch.testing.assert_close(added.std(), 0.5 * raw.low[:, 1].float().std(), rtol=0.05, atol=0)
-    softness = neighbours(raw.low[0, 1].float())
-    assert neighbours(added[0]) == pytest.approx(softness / 2, abs=0.08)
-    torch.testing.assert_close(level * 4095, noise_level(added), rtol=0.2, atol=0)
+    torch.testing.assert_close(added[1], raw.low[1, 1, 2:-2, 2:-2].float(), rtol=0, atol=1e-2)
+    soft, plain, sharp = (neighbours(each) for each in added)
+    assert soft > plain + 0.05
+    assert sharp < plain - 0.05
+    torch.testing.assert_close(level * 4095, noise_level(added), rtol=0.1, atol=0)
 
 
-def test_noise_of_a_slice_that_is_filled_up_is_not_whitened() -> None:
-    stream = order((4, 40, 40), (4, 30, 40), patch=32, white=1.0)
-    assert {draw.pair for draw in stream.draw(0, 40) if draw.white == 0} == {1}
+def test_zoom_resamples_about_the_middle_and_the_level_follows() -> None:
+    recipe = SamplingRecipe(batch=3, patch=64, zoom=(0.5, 2.0))
+    raw = drawn_with(noise_alone(recipe), zoom=[0.5, 1.0, 2.0])
+    bars = torch.arange(raw.full.shape[-1]).expand_as(raw.full).to(torch.int16)
+    windows, full, level, _ = prepare(raw, recipe, CPU)
+    added = denormalise(windows)[:, 1]
+    fine, plain, coarse = (neighbours(each) for each in added)
+    assert fine > plain > coarse
+    torch.testing.assert_close(level * 4095, noise_level(added), rtol=0.12, atol=0)
+    _, full, *_ = prepare(raw._replace(full=bars, low=bars), recipe, CPU)
+    steps = denormalise(full)[:, 0].diff(dim=-1)[..., 8:-8].mean((1, 2))
+    torch.testing.assert_close(steps, torch.tensor([0.5, 1.0, 2.0]), rtol=1e-2, atol=0)
+    centre = denormalise(full)[:, 0, :, 31:33].mean((1, 2))
+    torch.testing.assert_close(
+        centre, torch.full((3,), (bars.shape[-1] - 1) / 2), rtol=1e-3, atol=0
+    )
 
 
 def neighbours(noise: torch.Tensor) -> float:

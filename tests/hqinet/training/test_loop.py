@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
         "loss": {"l1": 1.0, "per_noise": True},
         "optimiser": {"learning_rate": 1e-3, "ema": 0.9, "clip": 1.0},
         "schedule": {"epochs": 2, "steps_per_epoch": 4, "decay": "cosine", "warmup_steps": 2},
-        "sampling": {"batch": 4, "patch": 24, "flips": True, "dose": (0.5, 1.0)},
+        "sampling": {"batch": 4, "patch": 24, "flips": True, "dose": (0.1, 0.5)},
     }
     for name, section in sections.items():
         values[name] = section if "network" in section else values[name] | section
@@ -43,7 +44,7 @@ def patient(name: str, seed: int, shape: tuple[int, int, int] = (4, 32, 28)) -> 
     random = np.random.default_rng(seed)
     full = np.cumsum(random.integers(-3, 4, shape), axis=2).astype(np.int16)
     low = (full + random.normal(0, 30, shape)).astype(np.int16)
-    return VolumePair(name, "chest", low, full)
+    return VolumePair(name, "chest", low, full, dose=0.25)
 
 
 TRAINING = [patient("A", 1), patient("B", 2, (3, 40, 24))]
@@ -108,20 +109,31 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return run(tmp_path_factory.mktemp("uninterrupted"))
 
 
-def test_noise_that_is_to_be_kept_is_no_error(tmp_path: Path) -> None:
+def test_a_network_that_estimates_the_clean_slice_is_judged_at_the_dose(tmp_path: Path) -> None:
+    """Against full dose only the share `1 - dose` of what it takes off counts."""
     network = {"network": "hqinet", "width": 0.0625, "norm": "none", "output": "residual"}
-    losses = []
-    for kept in (0.0, 0.25):
+    losses = {}
+    for estimates in ("full", "clean"):
         watcher = Watcher()
         short = recipe(
-            model=network,
-            loss={"kept": kept},
-            schedule={"epochs": 1, "steps_per_epoch": 1, "warmup_steps": 0},
+            model={**network, "estimates": estimates},
+            schedule={"epochs": 1, "steps_per_epoch": 3, "warmup_steps": 0},
+            sampling={"dose": (0.4, 0.4)},
         )
-        run(tmp_path / str(kept), short, watcher)
-        losses.append(watcher.steps[0][2]["loss"])
-    # An untrained residual network returns its input, whose error is the added noise.
-    assert losses[1] == pytest.approx(0.75 * losses[0])
+        run(tmp_path / estimates, short, watcher)
+        losses[estimates] = [metrics for _, _, metrics in watcher.steps]
+    one, other = losses["full"], losses["clean"]
+    # An untrained residual network returns its input: nothing is taken off, and no share counts.
+    assert one[0]["loss"] == pytest.approx(other[0]["loss"])
+    assert other[0]["gradient_norm"] == pytest.approx(0.6 * one[0]["gradient_norm"], rel=1e-4)
+
+
+def test_a_recipe_that_needs_the_dose_says_whose_is_unknown(tmp_path: Path) -> None:
+    unknown = replace(TRAINING[0], dose=None)
+    with pytest.raises(TrainingError, match=r"that of A is unknown: give dose_fraction"):
+        train(recipe(), [unknown], [], folder=tmp_path, device="cpu", observer=Watcher())
+    known = recipe(sampling={"dose": None})
+    train(known, [unknown], [], folder=tmp_path / "full", device="cpu", observer=Watcher())
 
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
@@ -171,7 +183,7 @@ def test_the_best_epoch_is_returned_and_saved(tmp_path: Path) -> None:
     assert not trained.model.training
     from hqinet.training.validation import validate
 
-    results = [validate(saved, pair, torch.device("cpu"), None) for pair in VALIDATION]
+    results = [validate(saved, of.model, pair, torch.device("cpu"), None) for pair in VALIDATION]
     assert np.mean([r.restored for r in results]) == pytest.approx(max(scores), abs=1e-9)
 
 
@@ -378,11 +390,11 @@ def test_another_error_is_not_called_memory(
 def test_a_checkpoint_from_before_a_key_of_the_recipe_came_is_continued(tmp_path: Path) -> None:
     run(tmp_path)
     content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    del content["recipe"]["loss"]["kept"]
+    del content["recipe"]["sampling"]["mix_noise"]
     torch.save(content, tmp_path / CHECKPOINT)
     assert run(tmp_path).steps == 8
-    with pytest.raises(TrainingError, match=r"another recipe \(loss.kept: 0.0 -> 0.5\)"):
-        run(tmp_path, recipe(loss={"kept": 0.5}))
+    with pytest.raises(TrainingError, match=r"another recipe \(sampling.mix_noise: False -> True"):
+        run(tmp_path, recipe(sampling={"mix_noise": True}))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -457,7 +469,7 @@ def scanned(anatomy: str, seed: int) -> VolumePair:
         for dose in (1.0, 0.1)
     )
     low, full = (hu.round().astype(np.int16) for hu in (low, full))
-    return VolumePair(f"{anatomy}{seed}", anatomy, low, full)
+    return VolumePair(f"{anatomy}{seed}", anatomy, low, full, dose=0.25)
 
 
 @pytest.fixture(scope="module")

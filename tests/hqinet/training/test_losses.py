@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from hqinet.intensity import HU_RANGE, normalise
-from hqinet.training.losses import restoration_loss, ssim, target
+from hqinet.training.losses import restoration_loss, ssim
 from hqinet.training.recipe import LossRecipe
 
 
@@ -64,14 +64,6 @@ def test_errors_count_in_units_of_each_slices_noise() -> None:
     torch.testing.assert_close(per_noise, plain / noise)
     squared = restoration_loss(LossRecipe(mse=2, per_noise=True), x, y, noise)
     torch.testing.assert_close(squared, 2 * (x - y).square().mean((1, 2, 3)) / noise**2)
-
-
-def test_target_keeps_a_share_of_the_added_noise_in_the_middle_slice() -> None:
-    windows = torch.rand(2, 3, 12, 12)
-    full = torch.rand(2, 1, 12, 12)
-    kept = target(LossRecipe(l1=1, kept=0.25), windows, full)
-    torch.testing.assert_close(kept - full, 0.25 * (windows[:, 1:2] - full))
-    assert torch.equal(target(LossRecipe(l1=1), windows, full), full)
 
 
 def test_window_clips_both_and_counts_in_window_widths() -> None:

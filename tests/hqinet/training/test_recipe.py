@@ -9,7 +9,7 @@ from hqinet.training.recipe import LossRecipe, Recipe, RecipeError, load_recipe,
 
 
 def test_recipes_that_come_with_the_project() -> None:
-    assert recipe_names() == ["demo", "fast", "paper", "redcnn"]
+    assert recipe_names() == ["demo", "fast", "paper", "redcnn", "starter"]
     for name in recipe_names():
         assert load_recipe(name).name == name
 
@@ -22,6 +22,7 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
         "precision": "float32",
         "model": {
             "network": "hqinet",
+            "estimates": "full",
             "width": 1.0,
             "stem_strides": (1, 2),
             "scse": "stage",
@@ -34,7 +35,6 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
             "mse": 0.0,
             "ssim": 0.15,
             "per_noise": False,
-            "kept": 0.0,
             "window": None,
         },
         "optimiser": {"learning_rate": 0.01, "weight_decay": 0.0, "clip": None, "ema": None},
@@ -54,7 +54,10 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
             "balance": "slices",
             "flips": False,
             "dose": None,
-            "white": 0.0,
+            "mix_noise": False,
+            "drop_neighbours": 0.0,
+            "zoom": None,
+            "kernels": None,
         },
     }
 
@@ -74,7 +77,7 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
         ("model.network = 'unet'", r"model: .*'hqinet', 'redcnn'"),
         ("sampling.micro_batch = 7", "batch must be a multiple of micro_batch"),
         ("sampling.dose = [1.0, 0.5]", "range"),
-        ("sampling.white = 0.5", "white needs a patch of 16 or more"),
+        ("sampling.kernels = [0.5, 2]", "need a patch"),
         ("loss.window = [40, 0]", "width must be above 0"),
         ("loss = { l1 = 0 }", "at least one of l1, mse and ssim"),
         ("optimiser.learning_rate = ", "not TOML"),
@@ -91,7 +94,7 @@ def test_what_does_not_fit_is_refused_in_one_line(line: str, hint: str) -> None:
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"no recipe 'fsat': did you mean 'fast'\?"):
         load_recipe("fsat")
-    with pytest.raises(RecipeError, match="known: demo, fast, paper, redcnn, or a file"):
+    with pytest.raises(RecipeError, match="known: demo, fast, paper, redcnn, starter, or a file"):
         load_recipe("/nowhere/x.toml")
 
 
