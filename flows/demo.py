@@ -12,7 +12,7 @@ from flows.errors import FlowError
 from flows.pipeline import PipelineResult, pipeline
 from flows.settings import Settings
 from hqinet.physics import phantoms
-from hqinet.physics.simulation import Scan, acquire
+from hqinet.physics.acquisition import Scan, acquire
 from storage.dicom.writing import SeriesIdentity, write_series
 from storage.errors import StorageError
 from storage.ingest.cohort import SYNTHETIC

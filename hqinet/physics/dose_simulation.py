@@ -16,20 +16,24 @@ from torch.nn import functional as F
 
 from hqinet.errors import HqinetError
 from hqinet.noise import noise_level
+from hqinet.physics.acquisition import WATER
 from hqinet.physics.projection import ParallelBeam, back_project, frequencies, project
 
-WATER = 0.0193
-"""Linear attenuation of water at 70 keV, 1/mm (NIST XCOM)."""
 AIR_HU = -1024.0
 HIGHEST_HU = 3071.0
 IMPLIED = (0.8, 1.25)
 """Bounds of the dose that a simulated pair implies over the dose that it states."""
 VIEWS = 720
+"""Over half a turn."""
 CALIBRATION_SLICES = 5
 """Evenly spaced slices on whose noise the photons are calibrated."""
 _CALIBRATING = 2**31
 """Number of the realisation that photons are calibrated with, beyond those that are used."""
-_ROUNDS = 4
+_LONG_SERIES = 400
+_NOTHING_SHARED = 1e-6
+_FIRST_PHOTONS = 1e6
+_ROUNDS = 6
+_STEP = 0.7
 _REGION = 32
 _REGIONS = 400
 """Smoothest regions of a series that its noise spectrum is taken from, at most."""
@@ -42,6 +46,23 @@ _SMALLEST_POWER = 1e-4
 
 class SimulationError(HqinetError):
     """A series cannot get a simulated partner; the message is one line and holds the figures."""
+
+
+@dataclass(frozen=True)
+class FullDose:
+    """A full-dose series.
+
+    Attributes:
+        hu: (slices, rows, columns) int16.
+        pixel: row and column spacing, mm.
+        thickness: of a slice, mm.
+        increment: from slice to slice, mm.
+    """
+
+    hu: NDArray[np.int16] = field(repr=False)
+    pixel: float
+    thickness: float
+    increment: float
 
 
 @dataclass(frozen=True)
@@ -97,42 +118,38 @@ class SimulatedDose:
 
 
 def simulate_dose(
-    full: NDArray[np.int16],
+    series: FullDose,
     *,
-    pixel: float,
-    thickness: float,
-    increment: float,
     dose: float,
     seed: int,
     realisations: int = 1,
     detector: Detector | None = None,
     device: torch.device | str = "cpu",
 ) -> SimulatedDose:
-    """Return what a series would be at a fraction of its dose.
+    """Return what a series would be at a fraction of its dose, above 0 and below 1.
 
-    `full`: (slices, rows, columns) int16 HU. `pixel`, `thickness`, `increment`: mm. `dose`: above 0
-    and below 1, else ValueError. Slice z of realisation k depends on the seed, z, k and the pixels
-    of the series alone. Raises SimulationError where the noise made implies a dose outside IMPLIED
-    of the stated one.
+    The noise of slice z in realisation k depends on the seed, z, k and the pixels of the series
+    alone. Raises ValueError for another dose, and SimulationError where the noise made implies a
+    dose outside IMPLIED of the stated one.
     """
     if not 0 < dose < 1:
         raise ValueError(f"the dose must be above 0 and below 1, not {dose}")
     detector = detector or Detector()
-    images = torch.from_numpy(full).to(device)
+    images = torch.from_numpy(series.hu).to(device)
     spectrum = noise_spectrum(images)
-    scanner = _Scanner.of(images, pixel, dose, detector, spectrum)
-    overlap = slice_correlation(thickness, increment)
+    scanner = _Scanner.of(images, series.pixel, dose, detector, spectrum)
+    shares = slice_shares(series.thickness, series.increment)
     photons = detector.photons or _calibrated(scanner, images, seed)
-    low = np.empty((realisations, *full.shape), np.int16)
-    levels = []
+    low = np.empty((realisations, *series.hu.shape), np.int16)
+    ratios = []
     for z, slice_ in enumerate(images):
-        deviation = scanner.deviation(slice_[None].float(), photons)
+        deviation = scanner.deviation(scanner.integrals(slice_[None].float()), photons)
         for k in range(realisations):
-            noise = scanner.noise(deviation, _white(scanner.beam, seed, z, k, overlap, device))
+            noise = scanner.noise(deviation, _white(scanner.beam, (seed, k), z, shares))
             noisy = (slice_ + noise[0]).clamp(AIR_HU, HIGHEST_HU).round()
             low[k, z] = noisy.to(torch.int16).cpu().numpy()
-        levels.append(float(noise_level(slice_[None]) / noise_level(noisy[None])))
-    implied = float(np.median(levels)) ** 2
+            ratios.append(float(noise_level(slice_[None]) / noise_level(noisy[None])))
+    implied = float(np.median(ratios)) ** 2
     if not IMPLIED[0] <= implied / dose <= IMPLIED[1]:
         raise SimulationError(
             f"the pair would imply a dose of {implied:.2f}, not the stated {dose:.2f}: its noise "
@@ -153,18 +170,20 @@ def line_integral_variance(
     return (1 - dose) / dose * inverse * (1 + (1 + dose) / dose * electronic * inverse)
 
 
-def slice_correlation(thickness: float, increment: float) -> tuple[float, ...]:
-    """Return the weights of neighbouring slices' independent noise in the noise of a slice.
+def slice_shares(thickness: float, increment: float) -> tuple[float, ...]:
+    """Return the shares of independent noises, one a slice, in the noise of a slice.
 
-    Slices of a box profile share `1 - increment / thickness` of their data with the next one, so
-    that their noise is a moving average. An odd number of weights, their squares summing to one.
+    Slices of a box profile have `1 - k increment / thickness` of their data in common with the k-th
+    neighbour: the noise is a moving average of that autocovariance. Its weights, whose squares sum
+    to one, are the last row of the Cholesky factor of a long series' covariance (Bauer 1955).
     """
-    reach = max(thickness / increment, 1.0)
-    side = math.ceil((reach - 1) / 2)
-    edge = (reach - 1) / 2 - (side - 1) if side else 0.0
-    weights = [edge, *([1.0] * (2 * side - 1)), edge] if side else [1.0]
-    norm = math.sqrt(sum(w * w for w in weights))
-    return tuple(w / norm for w in weights)
+    lags = np.arange(_LONG_SERIES) * (increment / thickness)
+    shared = np.clip(1 - lags, 0, 1)
+    order = int(np.count_nonzero(shared > _NOTHING_SHARED))
+    place = np.arange(_LONG_SERIES)
+    covariance = shared[np.abs(place[:, None] - place)]
+    last = np.linalg.cholesky(covariance + 1e-9 * np.eye(_LONG_SERIES))[-1]
+    return tuple(last[-order:].tolist())
 
 
 def noise_spectrum(images: Tensor) -> NoiseSpectrum:
@@ -257,13 +276,16 @@ class _Scanner:
             )
         return cls(beam, (rows, columns), pixel, dose, detector, response, photons)
 
-    def deviation(self, hu: Tensor, photons: float) -> Tensor:
-        """Standard deviation of the noise to add to each line integral: (n, views, bins)."""
+    def integrals(self, hu: Tensor) -> Tensor:
+        """Line integrals of slices in HU, without unit: (n, views, bins)."""
         rows, columns = self.matrix
         top, left = (self.beam.size - rows) // 2, (self.beam.size - columns) // 2
         margins = (left, self.beam.size - columns - left, top, self.beam.size - rows - top)
         attenuation = WATER * self.pixel * (1 + hu / 1000).clamp_min(0)
-        integrals = project(F.pad(attenuation, margins), self.beam).clamp_min(0)
+        return project(F.pad(attenuation, margins), self.beam).clamp_min(0)
+
+    def deviation(self, integrals: Tensor, photons: float) -> Tensor:
+        """Standard deviation of the noise to add to each line integral: (n, views, bins)."""
         return line_integral_variance(
             integrals,
             dose=self.dose,
@@ -273,7 +295,7 @@ class _Scanner:
 
     def noise(self, deviation: Tensor, white: Tensor) -> Tensor:
         """Noise of the image, HU: (n, rows, columns)."""
-        image = back_project(deviation * white, self.beam, self.response)
+        image = back_project(deviation * white.to(deviation.device), self.beam, self.response)
         rows, columns = self.matrix
         top, left = (self.beam.size - rows) // 2, (self.beam.size - columns) // 2
         return image[:, top : top + rows, left : left + columns] * (1000 / (WATER * self.pixel))
@@ -286,21 +308,18 @@ def _stretched(values: tuple[float, ...], length: int) -> Tensor:
 
 
 def _white(
-    beam: ParallelBeam,
-    seed: int,
-    slice_: int,
-    realisation: int,
-    overlap: tuple[float, ...],
-    device: torch.device | str,
+    beam: ParallelBeam, key: tuple[int, int], slice_: int, shares: tuple[float, ...]
 ) -> Tensor:
-    """White noise of unit variance (1, views, bins) for one slice, shared with its neighbours."""
-    total = torch.zeros(beam.views, beam.bins, device=device)
-    for offset, weight in enumerate(overlap, start=slice_):
-        # On the CPU whatever the device, so that equal seeds are equal noise.
-        key = np.random.SeedSequence([seed, realisation, offset]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(key[0] >> 1))
-        total += weight * torch.randn(beam.views, beam.bins, generator=generator).to(device)
-    return total[None]
+    """White noise of unit variance (1, views, bins) for a slice, shared with its neighbours.
+
+    Drawn on the CPU whatever computes with it, so that equal keys are equal noise.
+    """
+    total = torch.zeros(1, beam.views, beam.bins)
+    for offset, share in enumerate(shares, start=slice_):
+        state = np.random.SeedSequence([*key, offset]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0] >> 1))
+        total += share * torch.randn(total.shape, generator=generator)
+    return total
 
 
 def _calibrated(scanner: _Scanner, images: Tensor, seed: int) -> float:
@@ -310,17 +329,17 @@ def _calibrated(scanner: _Scanner, images: Tensor, seed: int) -> float:
     the mask of `noise_level`, whose response to the sum is that of independent noise.
     """
     picks = np.linspace(0, len(images) - 1, min(CALIBRATION_SLICES, len(images))).round()
-    photons = 1.0e5
+    slices = [images[z : z + 1].float() for z in picks.astype(int)]
+    integrals = [scanner.integrals(hu) for hu in slices]
+    whites = [_white(scanner.beam, (seed, _CALIBRATING), z, (1.0,)) for z in range(len(slices))]
+    photons = _FIRST_PHOTONS
     wanted = (1 - scanner.dose) / scanner.dose
-    # A level is a median over tissues of other noise, and no sum of variances: a few rounds.
     for _ in range(_ROUNDS):
         ratios = []
-        for number, z in enumerate(picks.astype(int)):
-            hu = images[z : z + 1].float()
-            white = _white(scanner.beam, seed, number, _CALIBRATING, (1.0,), images.device)
-            noise = scanner.noise(scanner.deviation(hu, photons), white)
-            own = float(noise_level(hu))
-            both = float(noise_level(hu + noise))
-            ratios.append((both**2 / own**2 - 1) / wanted)
-        photons *= float(np.median(ratios))
+        for hu, integral, white in zip(slices, integrals, whites, strict=True):
+            noisy = hu + scanner.noise(scanner.deviation(integral, photons), white)
+            ratios.append(float((noise_level(noisy) / noise_level(hu)) ** 2 - 1) / wanted)
+        # Variance falls with the photons where quantum noise prevails, with their square where
+        # electronic noise does: the power in between converges for both.
+        photons *= max(float(np.median(ratios)), _SMALLEST_POWER) ** _STEP
     return photons

@@ -72,7 +72,7 @@ def back_project(projections: Tensor, beam: ParallelBeam, response: Tensor) -> T
 
 
 def frequencies(beam: ParallelBeam, device: torch.device | str = "cpu") -> Tensor:
-    """Return the frequencies of a projection's Fourier transform, cycles a pixel, (bins // 2 + 1,)."""
+    """Return the frequencies of a projection, cycles a pixel, (bins // 2 + 1,)."""
     return torch.fft.rfftfreq(beam.bins, device=device)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hqinet.physics import phantoms
-from hqinet.physics.simulation import Scan, acquire
+from hqinet.physics.acquisition import Scan, acquire
 from hqinet.samples import feed
 from hqinet.samples.sampling import VolumePair
 from hqinet.training import loop as training
