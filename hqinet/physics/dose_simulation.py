@@ -23,8 +23,6 @@ AIR_HU = -1024.0
 HIGHEST_HU = 3071.0
 IMPLIED = (0.8, 1.25)
 """Bounds of the dose that a simulated pair implies over the dose that it states."""
-VIEWS = 720
-"""Over half a turn."""
 CALIBRATION_SLICES = 5
 """Evenly spaced slices on whose noise the photons are calibrated."""
 _CALIBRATING = 2**31
@@ -76,12 +74,14 @@ class Detector:
         bowtie: relative photons across the fan, from one edge of the detector to the other, at any
             number of evenly spaced places; empty: even.
         tube_current: relative photons over half a turn, likewise; empty: constant.
+        views: projections over half a turn.
     """
 
     photons: float | None = None
     electronic: float = 0.0
     bowtie: tuple[float, ...] = ()
     tube_current: tuple[float, ...] = ()
+    views: int = 720
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class _Scanner:
         spectrum: NoiseSpectrum,
     ) -> "_Scanner":
         rows, columns = images.shape[1:]
-        beam = ParallelBeam(math.ceil(max(rows, columns) / 32) * 32, VIEWS)
+        beam = ParallelBeam(math.ceil(max(rows, columns) / 32) * 32, detector.views)
         frequency = frequencies(beam, images.device)
         # White noise filtered with H and back-projected has the spectrum H^2 / f.
         response = (frequency * spectrum.at(frequency)).sqrt()

@@ -1,9 +1,10 @@
 """Simulated low dose: its amount by the law, its texture and correlation those of the series."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 
 from hqinet.noise import noise_level
 from hqinet.physics.dose_simulation import (
@@ -16,18 +17,21 @@ from hqinet.physics.dose_simulation import (
     slice_shares,
 )
 
-SIZE, SLICES = 160, 6
+SIZE, SLICES = 160, 5
 OWN = 12.0
 """SD of the full dose's own noise, HU."""
+FEW_VIEWS = Detector(views=180)
 CENTRE = (slice(None), slice(60, 100), slice(60, 100))
 
 
 def cylinder(softness: float = 0.8, seed: int = 0) -> np.ndarray:
-    """Water with noise of its own, blurred over so many pixels."""
-    axis = np.arange(SIZE) - SIZE / 2
+    """Water with noise as back-projection makes it, of a kernel that blurs by so many pixels."""
+    axis, frequency = np.arange(SIZE) - SIZE / 2, np.fft.fftfreq(SIZE)
     inside = np.hypot(axis[:, None], axis) < 65
+    radius = np.hypot(frequency[:, None], frequency)
+    response = np.sqrt(radius) * np.exp(-2 * (np.pi * softness * radius) ** 2)
     noise = np.random.default_rng(seed).standard_normal((SLICES, SIZE, SIZE))
-    noise = gaussian_filter(noise, (0, softness, softness))
+    noise = np.fft.ifft2(np.fft.fft2(noise) * response).real
     noise *= OWN / noise.std()
     return np.where(inside, 20 + noise, -1000 + 0.2 * noise).round().astype(np.int16)
 
@@ -37,20 +41,27 @@ def series(softness: float = 0.8, thickness: float = 3.0, increment: float = 3.0
 
 
 def added(full: FullDose, dose: float = 0.25, **options: object) -> np.ndarray:
-    made = simulate_dose(full, dose=dose, seed=1, **options)
+    made = simulate_dose(full, dose=dose, seed=1, **{"detector": FEW_VIEWS, **options})
     return made.low.astype(float) - full.hu
 
 
-@pytest.mark.parametrize("dose", [0.5, 0.25, 0.1, 0.05])
-def test_noise_grows_as_the_law_says(dose: float) -> None:
+@pytest.mark.parametrize("dose", [0.5, 0.25, 0.05])
+def test_the_pair_implies_the_dose_that_it_states(dose: float) -> None:
     full = series()
-    made = simulate_dose(full, dose=dose, seed=1)
-    assert made.implied == pytest.approx(dose, rel=0.05)
-    whole = [noise_level(torch.from_numpy(v)).median() for v in (full.hu, made.low[0])]
-    assert float(whole[0] / whole[1]) ** 2 == pytest.approx(made.implied, rel=0.05)
-    ratio = (made.low[0] - full.hu.astype(float))[CENTRE].std() / OWN
-    # The cylinder's own noise is even, while that of a scan is highest in its centre.
-    assert 1.0 < ratio / np.sqrt(1 / dose - 1) < 1.6
+    made = simulate_dose(full, dose=dose, seed=1, detector=FEW_VIEWS)
+    # So small a body tells its noise level to some percent.
+    assert made.implied == pytest.approx(dose, rel=0.15)
+    levels = [noise_level(torch.from_numpy(v)) for v in (full.hu, made.low[0])]
+    assert float((levels[0] / levels[1]).median()) ** 2 == pytest.approx(made.implied, rel=0.05)
+
+
+def test_noise_grows_as_the_law_says() -> None:
+    full = series()
+    photons = simulate_dose(full, dose=0.25, seed=1, detector=FEW_VIEWS).photons
+    fixed = replace(FEW_VIEWS, photons=photons)
+    deviations = [added(full, dose, detector=fixed)[0][CENTRE].std() for dose in (0.3, 0.25, 0.2)]
+    for deviation, dose in zip(deviations, (0.3, 0.25, 0.2), strict=True):
+        assert deviation**2 / deviations[1] ** 2 == pytest.approx((1 / dose - 1) / 3, rel=0.01)
 
 
 def mean_frequency(noise: np.ndarray) -> float:
@@ -61,7 +72,7 @@ def mean_frequency(noise: np.ndarray) -> float:
     return float((power.mean(0) * radius).sum() / power.mean(0).sum())
 
 
-@pytest.mark.parametrize("softness", [0.5, 0.8, 1.1])
+@pytest.mark.parametrize("softness", [0.5, 0.8, 1.4])
 def test_texture_is_that_of_the_series(softness: float) -> None:
     full = series(softness)
     own = mean_frequency(full.hu[CENTRE].astype(float))
@@ -82,7 +93,7 @@ def test_realisations_are_independent_and_seeds_repeat() -> None:
     one, other = noise[0][CENTRE].ravel(), noise[1][CENTRE].ravel()
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
     assert np.array_equal(noise[0], added(full)[0])
-    again = simulate_dose(full, dose=0.25, seed=2).low[0]
+    again = simulate_dose(full, dose=0.25, seed=2, detector=FEW_VIEWS).low[0]
     assert not np.array_equal(again, full.hu + noise[0])
 
 
@@ -105,7 +116,7 @@ def test_shares_have_the_autocovariance_of_a_box_profile(
 
 def test_what_implies_another_dose_is_refused_with_both_figures() -> None:
     with pytest.raises(SimulationError, match=r"imply a dose of 1\.00, not the stated 0\.25"):
-        simulate_dose(series(), dose=0.25, seed=0, detector=Detector(photons=1e9))
+        simulate_dose(series(), dose=0.25, seed=0, detector=replace(FEW_VIEWS, photons=1e9))
     with pytest.raises(ValueError, match="above 0 and below 1, not 1"):
         simulate_dose(series(), dose=1.0, seed=0)
 
@@ -129,7 +140,7 @@ def test_variance_is_that_of_yu_et_al() -> None:
 
 def test_electronic_noise_weighs_where_few_photons_pass() -> None:
     plain = added(series())[0]
-    electronic = added(series(), detector=Detector(electronic=2e5))[0]
+    electronic = added(series(), detector=replace(FEW_VIEWS, electronic=2e5))[0]
     edge = (slice(None), slice(72, 88), slice(20, 30))
 
     def ratio(noise: np.ndarray) -> float:
@@ -145,7 +156,9 @@ def test_fewer_photons_at_the_edge_of_the_bowtie_make_noise_there() -> None:
         return noise[edge].std() / noise[CENTRE].std()
 
     plain = ratio(added(series())[0])
-    bowtie = ratio(added(series(), detector=Detector(bowtie=(0.01, 0.01, 1.0, 0.01, 0.01)))[0])
+    bowtie = ratio(
+        added(series(), detector=replace(FEW_VIEWS, bowtie=(0.01, 0.01, 1.0, 0.01, 0.01)))[0]
+    )
     assert bowtie > 1.2 * plain
 
 
@@ -153,7 +166,7 @@ def test_tube_current_that_falls_from_the_side_makes_streaks_from_there() -> Non
     """Rays along the rows (view 90 degrees) with fewer photons: noise varies from row to row."""
     current = (1.0, 0.05, 1.0)
     plain, modulated = (
-        added(series(), detector=Detector(tube_current=values))[0][CENTRE]
+        added(series(), detector=replace(FEW_VIEWS, tube_current=values))[0][CENTRE]
         for values in ((1.0, 1.0), current)
     )
 
@@ -171,4 +184,6 @@ def test_a_series_without_a_body_is_refused() -> None:
 
 def test_a_single_slice_gets_a_partner_too() -> None:
     one = FullDose(cylinder()[:1].copy(), 2.0, 3.0, 3.0)
-    assert simulate_dose(one, dose=0.25, seed=0).implied == pytest.approx(0.25, rel=0.2)
+    assert simulate_dose(one, dose=0.25, seed=0, detector=FEW_VIEWS).implied == pytest.approx(
+        0.25, rel=0.2
+    )
