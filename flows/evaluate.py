@@ -127,7 +127,8 @@ def restore_and_measure(
     volume = snapshot.volume(row.patient)
     pair = VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
     try:
-        result = judged(pair, row, load_exported(file, device, dose=row.dose_fraction), device, settings.batch, budget)
+        model = load_exported(file, device, dose=pair.known_dose())
+        result = judged(pair, row, model, device, settings.batch, budget)
     except InferenceError as error:
         measured = measure_unrestored(
             pair, spacing=row.spacing[1:], device=device, batch=settings.batch
