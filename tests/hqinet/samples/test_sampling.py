@@ -65,7 +65,7 @@ def test_a_dose_that_nobody_states_is_implied_by_the_noise() -> None:
     full = random.normal(40, 20, (3, 128, 128))
     low = full + random.normal(0, 20 * 3**0.5, full.shape)
     one, other = full.round().astype(np.int16), low.round().astype(np.int16)
-    assert VolumePair("P", "chest", other, one).known_dose() == pytest.approx(0.25, rel=0.05)
+    assert VolumePair("P", "chest", other, one).known_dose() == pytest.approx(0.25, rel=0.1)
     assert VolumePair("P", "chest", other, one, 0.1).known_dose() == 0.1
     assert VolumePair("P", "chest", one, one).known_dose() == 0.9
 
