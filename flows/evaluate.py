@@ -128,7 +128,7 @@ def restore_and_measure(
     volume = snapshot.volume(row.patient)
     pair = VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
     try:
-        model = load_exported(file, device, dose=row.dose_fraction)
+        model = load_exported(file, device, dose=pair.known_dose())
         result = judged(pair, row, model, device, settings.batch, budget)
     except InferenceError as error:
         measured = measure_unrestored(

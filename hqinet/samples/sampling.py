@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hqinet.intensity import HU_RANGE, normalise
-from hqinet.noise import FLOOR_HU, sharpened, sharpening_gain
+from hqinet.noise import FLOOR_HU, noise_level, sharpened, sharpening_gain
 from hqinet.samples.recipe import SamplingRecipe
 
 _STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3}
@@ -30,6 +30,9 @@ _NEIGHBOURS = ((0, 1, 2), (1, 1, 1), (0, 1, 0), (2, 1, 2))
 """Slices of the window that stand for before, middle and after, in these four cases."""
 _ISOLATED_SHARE = 0.7
 """Of the windows that lose neighbours; the others lose one, as at the edge of a volume."""
+IMPLIED_DOSES = (0.02, 0.9)
+"""Bounds of the dose that a pair can imply: structure and resampling deceive beyond."""
+_JUDGED_SLICES = 7
 _MARGIN = 2
 """Pixels around a patch that sharpening looks at."""
 _WINDOWS_HELD = 8
@@ -56,7 +59,7 @@ class VolumePair:
     low: HuVolume
     full: HuVolume
     dose: float | None = None
-    """Of the low-dose volume, as a fraction of the full dose; None: unknown."""
+    """Of the low-dose volume, as stated, as a fraction of the full dose; None: not stated."""
 
     def __post_init__(self) -> None:
         if tuple(self.low.shape) != tuple(self.full.shape) or len(self.low.shape) != 3:
@@ -65,6 +68,24 @@ class VolumePair:
                 f"{tuple(self.full.shape)}; both must be the same (slices, rows, columns)"
             )
             raise ValueError(message)
+
+    def known_dose(self) -> float:
+        """Return the dose as stated, else as the noise of both volumes implies it.
+
+        Variance is inverse to dose: `(level of full / level of low)^2`, the median over evenly
+        spaced slices, within IMPLIED_DOSES.
+        """
+        if self.dose is not None:
+            return self.dose
+        picks = np.linspace(0, self.slices - 1, min(_JUDGED_SLICES, self.slices)).astype(int)
+        ratios = []
+        for z in picks:
+            full, low = (
+                noise_level(torch.from_numpy(np.ascontiguousarray(stack[z : z + 1])))
+                for stack in (self.full, self.low)
+            )
+            ratios.append(float(full / low) ** 2)
+        return float(np.clip(np.median(ratios), *IMPLIED_DOSES))
 
     @property
     def slices(self) -> int:
@@ -144,7 +165,7 @@ class SampleOrder:
         self.crop = crop_size(recipe, pairs)
         self.matrices = [pair.matrix for pair in pairs]
         self.counts = [pair.slices for pair in pairs]
-        self.doses = [pair.dose for pair in pairs]
+        self.doses = [pair.dose if recipe.dose is None else pair.known_dose() for pair in pairs]
         self.starts = np.cumsum([0, *self.counts])
         self.windows_held = recipe.batch * min(recipe.patches_per_slice, _WINDOWS_HELD)
         self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -91,7 +91,7 @@ def train(
     started = time.monotonic()
     if not training:
         raise TrainingError("there are no training patients: ingest a cohort, or check the splits")
-    _check_doses(recipe, [*training, *validation])
+    training, validation = (_with_doses(recipe, pairs) for pairs in (training, validation))
     if not validation:
         logger.warning("there are no validation patients: the last epoch is kept, unjudged")
     try:
@@ -116,15 +116,22 @@ def train(
     return _trained(state, folder)
 
 
-def _check_doses(recipe: Recipe, pairs: Sequence[VolumePair]) -> None:
+def _with_doses(recipe: Recipe, pairs: Sequence[VolumePair]) -> list[VolumePair]:
+    """State the dose of each pair, as its noise implies it where nobody has; where it matters."""
     if recipe.model.estimates == "full" and recipe.sampling.dose is None:
-        return
-    unknown = [pair.patient for pair in pairs if pair.dose is None or not 0 < pair.dose < 1]
-    if unknown:
-        raise TrainingError(
-            f"recipe {recipe.name!r} needs the dose of each low-dose series, and that of "
-            f"{', '.join(unknown)} is unknown: give dose_fraction in the cohort file"
-        )
+        return list(pairs)
+    stated = []
+    for pair in pairs:
+        dose = pair.known_dose()
+        if not 0 < dose < 1:
+            raise TrainingError(
+                f"patient {pair.patient}: a low dose of {dose:g} of the full dose is none; "
+                "mend dose_fraction in the cohort file"
+            )
+        if pair.dose is None:
+            logger.info("%s: dose not stated; its noise implies %.2f", pair.patient, dose)
+        stated.append(replace(pair, dose=dose))
+    return stated
 
 
 def _trained(state: State, folder: Path) -> Trained:

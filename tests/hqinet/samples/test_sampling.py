@@ -60,6 +60,16 @@ def test_a_sample_depends_on_its_number_alone(
     assert long[skip:] == order(*shapes, **recipe).draw(first + skip, count)
 
 
+def test_a_dose_that_nobody_states_is_implied_by_the_noise() -> None:
+    random = np.random.default_rng(0)
+    full = random.normal(40, 20, (3, 128, 128))
+    low = full + random.normal(0, 20 * 3**0.5, full.shape)
+    one, other = full.round().astype(np.int16), low.round().astype(np.int16)
+    assert VolumePair("P", "chest", other, one).known_dose() == pytest.approx(0.25, rel=0.1)
+    assert VolumePair("P", "chest", other, one, 0.1).known_dose() == 0.1
+    assert VolumePair("P", "chest", one, one).known_dose() == 0.9
+
+
 def test_another_seed_is_another_stream() -> None:
     one, other = (order((50, 64, 64), patch=16, seed=seed).draw(0, 50) for seed in (0, 1))
     assert sum(a.middle == b.middle for a, b in zip(one, other, strict=True)) < 10

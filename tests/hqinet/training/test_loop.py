@@ -1,5 +1,6 @@
 """The loop: resumed equals uninterrupted, ranks equal one process, trouble stops it by name."""
 
+import logging
 import os
 import signal
 import threading
@@ -128,12 +129,16 @@ def test_a_network_that_estimates_the_clean_slice_is_judged_at_the_dose(tmp_path
     assert other[0]["gradient_norm"] == pytest.approx(0.6 * one[0]["gradient_norm"], rel=1e-4)
 
 
-def test_a_recipe_that_needs_the_dose_says_whose_is_unknown(tmp_path: Path) -> None:
+def test_a_dose_that_is_not_stated_is_implied_and_one_that_is_none_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     unknown = replace(TRAINING[0], dose=None)
-    with pytest.raises(TrainingError, match=r"that of A is unknown: give dose_fraction"):
+    with caplog.at_level(logging.INFO, logger="hqinet"):
         train(recipe(), [unknown], [], folder=tmp_path, device="cpu", observer=Watcher())
-    known = recipe(sampling={"dose": None})
-    train(known, [unknown], [], folder=tmp_path / "full", device="cpu", observer=Watcher())
+    assert "A: dose not stated; its noise implies 0." in caplog.text
+    whole = replace(TRAINING[0], dose=1.0)
+    with pytest.raises(TrainingError, match="patient A: a low dose of 1 of the full dose is none"):
+        train(recipe(), [whole], [], folder=tmp_path / "none", device="cpu", observer=Watcher())
 
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
