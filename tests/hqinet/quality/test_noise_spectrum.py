@@ -3,7 +3,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from hqinet.quality.noise_spectrum import REGION, SMALL_REGION, NoisePowerMeter
+from hqinet.quality.noise_spectrum import (
+    REGION,
+    SMALL_REGION,
+    NoisePower,
+    NoisePowerMeter,
+    mean_frequency,
+    peak_frequency,
+    spectral_distance,
+)
 
 SPACING = (0.7, 0.7)
 
@@ -44,3 +52,32 @@ def test_small_matrices_have_smaller_regions():
     power = measured(white(5.0)[:, :64, :100])
     assert len(power.power) == SMALL_REGION // 2
     assert np.array(power.power) == pytest.approx(25 * 0.7 * 0.7, rel=0.25)
+
+
+def spectrum_of(sigma: float, seed: int = 0, factor: float = 1.0) -> NoisePower:
+    noise = np.random.default_rng(seed).normal(0, factor, (8, 96, 96))
+    noise = torch.from_numpy(ndimage.gaussian_filter(noise, (0, sigma, sigma))).float()
+    meter = NoisePowerMeter((512, 512), (0.5, 0.5))
+    meter.add(noise, torch.ones(noise.shape, dtype=torch.bool))
+    return meter.result()
+
+
+def test_texture_has_a_mean_and_a_peak_and_a_distance() -> None:
+    white, soft = spectrum_of(0), spectrum_of(0.8)
+    # Of white noise over the disc up to 1/mm: two thirds of it.
+    assert mean_frequency(white) == pytest.approx(2 / 3, rel=0.04)
+    # Blurred by a Gaussian: f exp(-4 pi^2 s^2 f^2) has the mean sqrt(pi) / (4 pi s), s = 0.4 mm.
+    assert mean_frequency(soft) == pytest.approx(np.sqrt(np.pi) / (4 * np.pi * 0.4), rel=0.1)
+    assert peak_frequency(soft) < 0.3
+    assert spectral_distance(white, spectrum_of(0, seed=1, factor=7.0)) < 0.05
+    assert 0.3 < spectral_distance(white, soft) < 1
+    assert spectral_distance(white, soft) == spectral_distance(soft, white)
+
+
+def test_what_has_no_texture() -> None:
+    nothing = NoisePower((), (), 0)
+    assert np.isnan(mean_frequency(nothing))
+    assert np.isnan(peak_frequency(nothing))
+    assert np.isnan(spectral_distance(nothing, nothing))
+    with pytest.raises(ValueError, match="different frequencies"):
+        spectral_distance(nothing, spectrum_of(0))
