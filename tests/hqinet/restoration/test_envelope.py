@@ -1,0 +1,47 @@
+"""What a model knows, and what lies outside of it: a line a reason."""
+
+import numpy as np
+import pytest
+
+from hqinet.restoration.envelope import Envelope, SeriesFacts, measured_noise
+
+KNOWN = SeriesFacts(
+    vendor="siemens",
+    kernel="b40f",
+    anatomy="abdomen",
+    pixel=0.7,
+    increment=3.0,
+    matrix=512,
+    noise=30.0,
+)
+ENVELOPE = Envelope.of([KNOWN, KNOWN.model_copy(update={"pixel": 0.9, "noise": 60.0})])
+
+
+def test_what_was_trained_on_is_inside_and_a_little_beyond_it_too():
+    assert ENVELOPE.warnings(KNOWN) == []
+    assert ENVELOPE.warnings(KNOWN.model_copy(update={"noise": 70.0, "pixel": 0.6})) == []
+    assert Envelope.model_validate_json(ENVELOPE.model_dump_json(by_alias=True)) == ENVELOPE
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("vendor", "ge", "vendor 'ge' is not among those trained on (siemens)"),
+        ("kernel", "b70f", "kernel 'b70f'"),
+        ("anatomy", "head", "anatomy 'head'"),
+        ("pixel", 2.0, "pixel size 2 mm is outside 0.7 to 0.9 mm"),
+        ("increment", 0.5, "slice increment 0.5 mm"),
+        ("matrix", 1024, "matrix 1.02e+03 pixels"),
+        ("noise", 200.0, "noise level 200 HU is outside 30 to 60 HU"),
+    ],
+)
+def test_what_is_outside_is_said_by_name(name, value, says):
+    (warning,) = ENVELOPE.warnings(KNOWN.model_copy(update={name: value}))
+    assert says in warning
+
+
+def test_the_noise_of_a_volume_is_measured():
+    random = np.random.default_rng(0)
+    volume = (40 + random.normal(0, 25, (20, 96, 96))).astype(np.int16)
+    assert measured_noise(volume) == pytest.approx(25, rel=0.1)
+    assert measured_noise(volume[:1]) == pytest.approx(25, rel=0.15)
