@@ -94,7 +94,8 @@ class Catalog:
         paths: set[str] = set()
         with self._errors():
             for commit in range(self._table.latest() + 1):
-                paths.update(self._table.read(commit).content.column("path").to_pylist())
+                content = self._table.read(commit, ["path"]).content
+                paths.update(content.column("path").to_pylist())
         return paths - {None}
 
     def unneeded_files(self, hours: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What became of a delivery: merged into the dataset by one commit, or none, and told."""
+"""What became of a delivery: merged into the dataset by one commit, or none, and reported."""
 
 import json
 from collections.abc import Sequence

@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+_DRAFT = ".draft"
+
 
 def write(path: Path, content: bytes) -> None:
     """Write a file in one step: under a temporary name, synced, then renamed.
@@ -20,7 +22,7 @@ def write(path: Path, content: bytes) -> None:
         OSError: the disk does not take it; what stood there before still does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_DRAFT}")
     try:
         with draft.open("wb") as out:
             out.write(content)
@@ -30,6 +32,12 @@ def write(path: Path, content: bytes) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync([path.parent])
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a writer that was killed left half written in a folder."""
+    for draft in folder.glob(f"*{_DRAFT}"):
+        draft.unlink(missing_ok=True)
 
 
 def sync(paths: Iterable[Path]) -> None:
