@@ -105,7 +105,7 @@ class Catalog:
 
     @contextmanager
     def _errors(self, commit: int | None = None) -> Iterator[None]:
-        """Say of a table or version that is not there what it means for the dataset."""
+        """Explain a missing table or version in terms of the dataset."""
         try:
             yield
         except FileNotFoundError as error:

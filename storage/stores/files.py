@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, also after a power cut.
 
-A name on a disk promises nothing about what lies under it until the bytes, and the folder that
-holds the name, have been synced.
+A file name says nothing about the bytes under it until both they and the folder that holds the
+name have been synced to the disk.
 """
 
 import os
