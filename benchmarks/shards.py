@@ -31,7 +31,12 @@ from storage.stores.location import Location
 
 PIXELS = 512
 SLAB = 3
-ZARRS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+ZARRS = {
+    "codec_pipeline.path": "zarrs.ZarrsCodecPipeline",
+    # Off by default: a flipped bit would be read.
+    "codec_pipeline.validate_checksums": True,
+    "threading.max_workers": 1,
+}
 ONE_THREAD = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}}
 
 

@@ -210,6 +210,8 @@ def fetch(
             on from there.
     """
     stores = {bucket: _store(bucket, endpoint) for bucket in {s.bucket for s in selection.series}}
+    for series in selection.series:
+        files.remove_drafts(folder / series.prefix)
     fetched = size = present = 0
     with ThreadPoolExecutor(workers) as pool:
         listings = pool.map(

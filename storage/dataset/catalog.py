@@ -94,7 +94,8 @@ class Catalog:
         paths: set[str] = set()
         with self._errors():
             for commit in range(self._table.latest() + 1):
-                paths.update(self._table.read(commit).content.column("path").to_pylist())
+                content = self._table.read(commit, ["path"]).content
+                paths.update(content.column("path").to_pylist())
         return paths - {None}
 
     def unneeded_files(self, hours: int) -> list[str]:
@@ -104,7 +105,7 @@ class Catalog:
 
     @contextmanager
     def _errors(self, commit: int | None = None) -> Iterator[None]:
-        """Say of a table or version that is not there what it means for the dataset."""
+        """Explain a missing table or version in terms of the dataset."""
         try:
             yield
         except FileNotFoundError as error:

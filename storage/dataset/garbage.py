@@ -1,4 +1,4 @@
-"""What nothing needs any more: volumes that no commit named, what killed runs left, old memory."""
+"""Garbage: volumes that no commit names, what killed runs left behind, outdated memory."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from storage.stores.location import Location, storage_errors
 GRACE = timedelta(hours=24)
 """A running ingest has volumes that no commit names yet; none runs longer than this."""
 REMEMBERED = timedelta(days=30)
-"""What ingest remembers of a delivery is of no use once the delivery comes no more."""
+"""What ingest remembers of a delivery is useless once the delivery no longer comes."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def collect_garbage(
     Args:
         scratch, memory: folders of the home, to clear them too.
         dry_run: list, remove nothing.
-        grace: what is younger is left alone: a running ingest may need it. Memory is left for
-            `REMEMBERED` after it was last of use.
+        grace: what is younger is left alone: a running ingest may need it. Memory stays for
+            `REMEMBERED` after it was last used.
     """
     location, now = dataset.location, datetime.now(UTC)
     before = now - grace
@@ -137,5 +137,5 @@ def _modified(file: Path) -> datetime:
     try:
         return datetime.fromtimestamp(file.lstat().st_mtime, UTC)
     except FileNotFoundError:
-        # Someone is at work here: as young as can be.
+        # Someone is working here: it counts as brand new.
         return datetime.now(UTC)

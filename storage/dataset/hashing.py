@@ -1,4 +1,4 @@
-"""Digests of volumes: of all that is in one, and of slices, which tell a part of it again."""
+"""Digests of volumes: of a whole one, and of slices, by which a part of one is recognised."""
 
 import hashlib
 import json

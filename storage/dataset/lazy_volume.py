@@ -103,7 +103,7 @@ class LazyVolume:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """Say of a shard that is lost or damaged which one it is and what to do."""
+        """Name the shard that is lost or damaged, and say what to do."""
         with storage_errors(f"{self._volume}/{name}"):
             try:
                 yield

@@ -141,8 +141,8 @@ def import_splits(
     """Fix splits by hand from a CSV.
 
     Args:
-        reserve: remember splits of patients who are yet to come; without it an ID that is not in
-            the dataset is taken for a slip of the pen.
+        reserve: remember splits of patients who are yet to come; without it, an ID that is not in
+            the dataset is treated as a typing error.
 
     Returns:
         the new commit, or the latest if nothing moves, and what moved.

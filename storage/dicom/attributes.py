@@ -54,7 +54,7 @@ _TAG_OF = {keyword: Tag(keyword) for keyword in _KEYWORDS}
 TAGS = list(_TAG_OF.values())
 # What these hold depends on other attributes of the header, or on where they stand in the file.
 _DEPENDENT = {tag for tag in TAGS if dictionary_VR(tag) in {*AMBIGUOUS_VR, VR.SQ}}
-# A longer value is no attribute of an image, and is not to be kept.
+# Longer values do not describe an image, and are not worth caching.
 _SHORT = 1024
 
 

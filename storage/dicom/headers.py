@@ -136,7 +136,7 @@ def _parse(stream: BinaryIO, file: Path) -> Header | None:
 
 
 def _look_at_pixels(stream: BinaryIO, header: Header) -> Pixels:
-    """What can be told; the stream stands at their tag, where reading of the header stopped."""
+    """What the file says of its pixels; the stream is at their tag, where the header ended."""
     implicit, little = header.original_encoding
     syntax = UID(header.file_meta.get("TransferSyntaxUID", ""))
     if not little or (syntax and syntax.is_deflated):

@@ -39,7 +39,7 @@ class Series:
         uid, study: identifiers as the headers have them: UIDs, or digests of them.
         kernels: ConvolutionKernel, and others where files that have one differ; sorted.
         thickness: SliceThickness in mm; None where files that have one differ.
-        mixed: what files differ in of the two, in words.
+        mixed: which of the two differ between files, in words.
         rows, columns: of every slice.
         slices: by ascending position; `geometry` says where each lies.
     """

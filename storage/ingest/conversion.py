@@ -28,7 +28,7 @@ _SMALLEST = 8
 class Conversion:
     """Reads pairs of one delivery and writes them as volumes; picklable, for a cluster.
 
-    It knows no secret: what it names is hashed where the delivery is held.
+    It is given no secret: names become hashes in the process that holds the delivery.
 
     Attributes:
         root: of the delivery.

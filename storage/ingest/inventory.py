@@ -82,7 +82,7 @@ def take_inventory(delivery: Delivery, run: Run) -> Inventory:
 def read_headers(root: Path, paths: Sequence[str]) -> list[FileHeader]:
     """The headers of some files, in their order; the work of a cluster.
 
-    No secret is needed for it: identifiers become digests where the delivery is held.
+    No secret is needed: identifiers become digests in the process that holds the delivery.
     """
     return [read_header(root, path) for path in paths]
 

@@ -1,4 +1,4 @@
-"""What is remembered between two ingests; it may be lost at any time, and is then found out anew.
+"""What is remembered between two ingests; it may be lost at any time, and is then worked out again.
 
 Each file on disk is a model with the number of its schema: one of another number is forgotten.
 What is remembered holds no name, UID or path, only digests of them (keyed when pseudonymising).
@@ -51,7 +51,7 @@ class InventoryMemory:
         with suppress(OSError, ValidationError):
             content = self._file.read_bytes()
             self._known = RememberedRecords.model_validate_json(content).records
-            # Collected as garbage when it has not been of use for long.
+            # Garbage collection goes by when a file was last used.
             self._file.touch()
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class ConversionMemory:
         return row if volumes.is_whole(location, row, since) else None
 
     def remember(self, row: Accepted | Refused) -> None:
-        """Keep the row of a pair, if the next ingest may go by it."""
+        """Keep the row of a pair, unless it must be read again next time."""
         if row.fingerprint:
             content = RememberedConversion.model_construct(row=row).model_dump_json()
             with storage_errors(str(self._folder)):

@@ -1,4 +1,4 @@
-"""What became of a delivery: merged into the dataset by one commit, or none, and told."""
+"""What became of a delivery: merged into the dataset by one commit, or none, and reported."""
 
 import json
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _require_volumes(delivery: Delivery, rows: Sequence[Accepted]) -> None:
     if lost:
         raise DatasetError(
             f"{len(lost)} volumes that were to be committed are gone, the first of {lost[0]}: "
-            "`dataset gc` ran meanwhile; ingest again, and they are written anew"
+            "`dataset gc` ran meanwhile; ingest again, and they are written again"
         )
 
 

@@ -15,7 +15,7 @@ from storage.ingest.pairing import Group, Pair, choose, group_series, shared_ref
 from storage.ingest.records import Record
 from storage.refusals import SHOWN_FILES, Code, Refusal
 
-# Of what a fingerprint is made; another number has every pair of every delivery read again.
+# Version of what a fingerprint is made of: a new number makes every ingest read all pixels again.
 _FINGERPRINT = 1
 # Series that hold no image of a dose: refused alone, they say nothing about the pair.
 _BESIDE_THE_PAIR = (Code.NOT_CT, Code.LOCALIZER, Code.SECONDARY_CAPTURE)
@@ -46,7 +46,7 @@ def plan(delivery: Delivery, inventory: Inventory) -> Plan:
 
 
 class _Planner:
-    """Sorts the records of one inventory; what is refused on the way is gathered."""
+    """Sorts the records of one inventory, and collects what is refused on the way."""
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
@@ -81,7 +81,7 @@ class _Planner:
         )
 
     def pair(self, patient: str, records: Sequence[Record]) -> Pair | None:
-        """The patient's pair; None after the reason was put down."""
+        """The patient's pair; None once the reason for there being none is recorded."""
         broken = [r for r in records if r.kind == "unreadable"]
         dosed = {}
         for key, group in group_series([r for r in records if r.kind == "image"]).items():
@@ -133,7 +133,7 @@ class _Planner:
         )
         rules = self.delivery.rules.model_dump(mode="json")
         limits = self.delivery.limits.model_dump(mode="json")
-        # Two texts, one in the other: so were the fingerprints made that stand in datasets.
+        # JSON within JSON, as in the fingerprints that existing datasets hold.
         basis = json.dumps([_FINGERPRINT, rules, limits])
         return hashlib.sha256(json.dumps([basis, files]).encode()).hexdigest()
 
@@ -162,7 +162,7 @@ class _Planner:
         self.refuse(key, first.patient, said, self.folder(record.path for record in group))
 
     def refuse_files(self, folder: str, group: Group) -> None:
-        """Unreadable files of a folder, that are no patient's."""
+        """Refuse the unreadable files of a folder that belong to no patient."""
         first = group[0]
         reason, source = first.header.reason or "", self.names.path(first.path)
         if len(group) > 1:
@@ -207,7 +207,7 @@ def refused_row(
 def _owners(
     patients: Mapping[str, Sequence[Record]], broken: Sequence[Record]
 ) -> list[tuple[str | None, Record]]:
-    """Whose an unreadable file is: the patient's to whom all images of its folder belong."""
+    """The owner of each unreadable file: the patient to whom all images of its folder belong."""
     whose: dict[str, set[str]] = {_folder(record): set() for record in broken}
     if whose:
         for patient, records in patients.items():

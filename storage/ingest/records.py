@@ -41,7 +41,7 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """`image` and `unreadable` are of use; what else there is, is counted and left."""
+        """`image` and `unreadable` are used; all other kinds are counted and left aside."""
         return "ignored" if self.ignored else self.header.kind
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,8 +112,8 @@ class Table:
         """
         return self._open(None).version()
 
-    def read(self, number: int | None = None) -> Version:
-        """A version, the latest by default.
+    def read(self, number: int | None = None, columns: Sequence[str] = ()) -> Version:
+        """A version, the latest by default, with some columns or all.
 
         Raises:
             FileNotFoundError: there is no table.
@@ -121,11 +121,10 @@ class Table:
         """
         table = self._open(number)
         with storage_errors(str(self.location)):
-            columns = pa.schema(table.schema().to_arrow())
-            stated = (columns.field(0).metadata or {}).get(_SCHEMA_NUMBER.encode(), b"1")
-            return Version(
-                table.version(), table.metadata().id, int(stated), _content(table, columns.names)
-            )
+            there = pa.schema(table.schema().to_arrow())
+            stated = (there.field(0).metadata or {}).get(_SCHEMA_NUMBER.encode(), b"1")
+            content = _content(table, columns or there.names)
+            return Version(table.version(), table.metadata().id, int(stated), content)
 
     def write(
         self,
@@ -224,7 +223,7 @@ class Table:
             files.sync([log / f"{number:020}.json", log, log.parent, log.parent.parent])
 
 
-def _content(table: DeltaTable, names: list[str]) -> pa.Table:
+def _content(table: DeltaTable, names: Sequence[str]) -> pa.Table:
     """The rows, read by Delta's own engine.
 
     Arrow's reader threads may outlive a short command, and then abort it at its end.

@@ -1,4 +1,4 @@
-"""One door to a folder or an object store: the same calls, and one-line errors, for both."""
+"""A folder or an object store, with the same calls and one-line errors for both."""
 
 import os
 import re

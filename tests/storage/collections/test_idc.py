@@ -81,6 +81,9 @@ def test_a_fetch_brings_everything_and_a_second_one_nothing(tmp_path, shortest, 
         assert files[3].read_text() == f"{series.prefix} 3"
     files[0].write_bytes(b"half")
     files[1].unlink()
+    (files[0].parent / f"{files[1].name}.0123.draft").write_bytes(
+        b"half, of a fetch that was killed"
+    )
     files[2].write_bytes(b"x" * files[2].stat().st_size)
     again = idc.fetch(shortest, tmp_path, endpoint=public)
     assert (again.files, again.present) == (3, shortest.files - 3)

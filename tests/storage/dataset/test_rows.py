@@ -15,6 +15,7 @@ import pytest
 from storage.dataset import keys, rows, upkeep
 from storage.dataset.rows import Accepted, Refused, Reserved
 from storage.dataset.versions import Dataset
+from storage.dicom.geometry import Geometry
 from storage.errors import DatasetError
 from storage.stores import delta
 from storage.stores.delta import Table
@@ -79,6 +80,28 @@ def test_the_same_delivery_changes_nothing_in_an_old_dataset(old, tmp_path, pair
     pair(tmp_path / "source", "L001", seed=1, slices=6)
     done = deliver(old, tmp_path / "source", "first")
     assert (done.outcome.unchanged, done.outcome.changed, done.snapshot.commit) == (1, [], 5)
+
+
+def test_a_tilted_pair_of_an_old_dataset_gets_its_place_when_it_is_read_again(
+    old, tmp_path, series, deliver
+):
+    def tilted(first):
+        def change(i, image):
+            image.ImagePositionPatient = [-100, -120 + (first + i) * 0.64, (first + i) * 3]
+            return image
+
+        return change
+
+    for name, first, low in (("full", 0, False), ("low", 2, True)):
+        one = series("L002", f"{name} dose", seed=2, low=low, change=tilted(first))
+        one.write(tmp_path / "source" / name)
+    before = Geometry.from_attributes(old.snapshot().volume("L002").attributes)
+    done = deliver(old, tmp_path / "source", "first")
+    assert done.outcome.changed == ["L002"]
+    after = Geometry.from_attributes(done.snapshot.volume("L002").attributes)
+    assert before.shift == (0, 0)
+    np.testing.assert_allclose(after.place(0), (-100, -120 + 2 * 0.64, 6), atol=1e-3)
+    assert not upkeep.verify(old.snapshot(5)).problems, "the old commit keeps the old volume"
 
 
 def test_the_next_commit_is_written_in_the_new_schema_and_both_are_read(

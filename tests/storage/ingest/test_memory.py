@@ -1,15 +1,22 @@
 """What is remembered is taken up while the file, the volume and the schema are what they were."""
 
+import hashlib
+import json
 import os
 import time
 
 import pytest
+from pydantic import BaseModel
 
 from storage.dataset.rows import Accepted, Refused
 from storage.dicom.headers import read_header
 from storage.ingest import inventory
 from storage.ingest.inventory import take_inventory
-from storage.ingest.memory import ConversionMemory
+from storage.ingest.memory import (
+    ConversionMemory,
+    RememberedConversion,
+    RememberedRecords,
+)
 from storage.ingest.pairing import Pair
 from storage.stores.location import Location
 
@@ -80,3 +87,24 @@ def test_records_are_remembered_until_their_file_or_their_schema_changes(
     remembered.write_text(text.replace('"schema_number":1', '"schema_number":0'))
     take_inventory(opened, here)
     assert len(asked) == 1 + len(first.records)
+
+
+def fields(model: type[BaseModel]) -> str:
+    """Digest of all fields that a model has, at any depth."""
+
+    def plain(schema):
+        if isinstance(schema, dict):
+            return {k: plain(v) for k, v in schema.items() if k not in ("description", "title")}
+        return list(map(plain, schema)) if isinstance(schema, list) else schema
+
+    text = json.dumps(plain(model.model_json_schema()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("model", "number", "expected"),
+    [(RememberedRecords, 1, "d8d56f1454f4"), (RememberedConversion, 1, "60fb9cd9a202")],
+)
+def test_other_fields_are_another_schema_number(model, number, expected):
+    """What was remembered with other fields is not to be read as if it had these."""
+    assert (model.model_fields["schema_number"].default, fields(model)) == (number, expected)

@@ -60,12 +60,12 @@ def test_who_reads_meanwhile_sees_one_or_the_other(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_tree_is_synced_from_its_leaves_to_the_root(tmp_path, synced):
+def test_a_tree_is_synced_with_the_folders_that_lead_to_it(tmp_path, synced):
     leaf = tmp_path / "root" / "a" / "b" / "leaf"
     leaf.parent.mkdir(parents=True)
     leaf.write_bytes(b"x")
     files.sync_tree(tmp_path / "root" / "a", tmp_path / "root")
-    assert synced == [leaf, leaf.parent, leaf.parent.parent, tmp_path / "root"]
+    assert sorted(synced) == [tmp_path / "root", leaf.parent.parent, leaf.parent, leaf]
 
 
 def test_the_space_of_a_folder_that_is_not_there_yet_is_that_of_its_disk(tmp_path):
