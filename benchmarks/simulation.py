@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import torch
+from real_pairs import RealPair, read_pair
 from scipy.ndimage import gaussian_filter
 from skimage.transform import radon
 
@@ -31,7 +31,7 @@ from hqinet.quality.noise_spectrum import (
 )
 from hqinet.quality.reference import find_body, find_tissues
 
-PATIENTS = {"C901": 0.10, "C902": 0.10, "L901": 0.25, "L902": 0.25}
+PATIENTS = ("C901", "C902", "L901", "L902")
 SLICES = 12
 
 
@@ -44,34 +44,11 @@ def main() -> None:
     projections()
     speed()
     cylinder()
-    for patient, dose in PATIENTS.items():
-        series, low = read(options.data / "ldct-mini", patient)
+    for patient in PATIENTS:
+        pair = read_pair(options.data, patient, SLICES)
         if patient == "L901":
-            law(series)
-        anatomy(patient, series, low, dose)
-
-
-def read(cohort: Path, patient: str) -> tuple[FullDose, np.ndarray]:
-    """The middle slices of a pair: full dose, and low dose as HU."""
-    found: dict[bool, list[pydicom.Dataset]] = {True: [], False: []}
-    for file in cohort.rglob("*.dcm"):
-        header = pydicom.dcmread(file)
-        if header.PatientID == patient:
-            found["low" in header.SeriesDescription.lower()].append(header)
-    volumes = {}
-    for low, slices in found.items():
-        slices.sort(key=lambda s: float(s.ImagePositionPatient[2]))
-        first = len(slices) // 2 - SLICES // 2
-        chosen = slices[first : first + SLICES]
-        volumes[low] = np.stack(
-            [s.pixel_array.astype(np.int16) + np.int16(s.RescaleIntercept) for s in chosen]
-        )
-    one, two = chosen[:2]
-    increment = abs(float(two.ImagePositionPatient[2]) - float(one.ImagePositionPatient[2]))
-    series = FullDose(
-        volumes[False], float(one.PixelSpacing[0]), float(one.SliceThickness), increment
-    )
-    return series, volumes[True]
+            law(pair.full)
+        anatomy(pair)
 
 
 def projections() -> None:
@@ -169,15 +146,16 @@ def law(series: FullDose) -> None:
         )
 
 
-def anatomy(patient: str, series: FullDose, low: np.ndarray, dose: float) -> None:
+def anatomy(pair: RealPair) -> None:
     """Texture, bias and dose of a patient's simulated pair."""
+    series, dose = pair.full, pair.dose
     began = time.perf_counter()
     made = simulate_dose(series, dose=dose, seed=0)
     seconds = (time.perf_counter() - began) / len(series.hu)
     several = simulate_dose(series, dose=dose, seed=1, realisations=8).low.mean(0)
     full = torch.from_numpy(series.hu).float()
     body = find_body(full)
-    ours, theirs = (torch.from_numpy(v).float() - full for v in (made.low[0], low))
+    ours, theirs = (torch.from_numpy(v).float() - full for v in (made.low[0], pair.low))
     mean = torch.from_numpy(several).float() - full
     own = full.diff(dim=0) / math.sqrt(2)
     spectra = {
@@ -195,7 +173,7 @@ def anatomy(patient: str, series: FullDose, low: np.ndarray, dose: float) -> Non
         for tissue, mask in find_tissues(full, body).items()
         if mask.sum() > 500
     }
-    print(f"{patient} at {dose:.0%}: implied dose {made.implied:.3f}, {seconds:.2f} s a slice")
+    print(f"{pair.patient} at {dose:.0%}: implied dose {made.implied:.3f}, {seconds:.2f} s a slice")
     print(f"  {said}; distance of the last two {apart:.2f}")
     print(
         "  bias of eight realisations, HU: "

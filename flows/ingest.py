@@ -20,8 +20,8 @@ from flows.compute.workers import Workers
 from flows.settings import ClusterSettings, IngestSettings, Settings
 from storage.dataset.rows import Accepted, Refused
 from storage.ingest import conversion, delivery, outcome, planning, pseudonyms
-from storage.ingest.cohort import CohortRules, read_cohort_file
-from storage.ingest.delivery import Delivery
+from storage.ingest.cohort import CohortRules, SimulationRules, read_cohort_file
+from storage.ingest.delivery import Delivery, Simulator
 from storage.ingest.inventory import Inventory, take_inventory
 from storage.ingest.outcome import Outcome
 from storage.ingest.planning import Plan
@@ -91,11 +91,30 @@ def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) ->
         names=names,
         limits=settings.limits,
         split_targets=settings.split_targets,
+        simulate=_simulator(rules),
     )
 
 
 def _rules(settings: IngestSettings) -> CohortRules:
-    return read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
+    rules = read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
+    if settings.simulate_dose is not None:
+        simulate = SimulationRules(dose=settings.simulate_dose)
+        rules = rules.model_copy(update={"simulate": simulate})
+    if rules.simulate is None:
+        return rules
+    from flows.compute.dose_simulation import with_version  # noqa: PLC0415 - as `_simulator`
+
+    return with_version(rules)
+
+
+def _simulator(rules: CohortRules) -> Simulator | None:
+    """What makes low dose from full dose, where the delivery asks for it."""
+    if rules.simulate is None:
+        return None
+    # torch takes seconds to import, and few deliveries need it.
+    from flows.compute.dose_simulation import simulate_partner  # noqa: PLC0415
+
+    return simulate_partner
 
 
 def _pseudonyms(rules: CohortRules) -> pseudonyms.Pseudonyms:

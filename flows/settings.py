@@ -49,6 +49,11 @@ class IngestSettings(Section):
     cohort_file: Path | None = Field(
         None, description="TOML file that describes a delivery that the defaults do not."
     )
+    simulate_dose: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Fraction of the full dose at which series without a low-dose partner get a "
+        "simulated one.",
+    )
     limits: Limits = Field(
         Limits(), description="How exact geometry must be, and how little is too little."
     )

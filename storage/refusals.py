@@ -44,6 +44,7 @@ class Code(StrEnum):
     NOT_CHOSEN = "not_chosen"
     DUPLICATE_PATIENT = "duplicate_patient"
     PATIENT_CONFLICT = "patient_conflict"
+    SIMULATION_FAILED = "simulation_failed"
     CONVERSION_FAILED = "conversion_failed"
 
 

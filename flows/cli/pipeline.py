@@ -31,6 +31,14 @@ Overrides = Annotated[
     typer.Option("--set", help="TOML on top of the recipe, as `model.width=0.25`; repeatable."),
 ]
 PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
+SimulateDose = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=0.99,
+        help="Give full-dose series without a partner a simulated one of this dose fraction.",
+    ),
+]
 Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
 
 
@@ -38,6 +46,7 @@ def ingest(
     source: Source,
     cohort: Cohort = None,
     cohort_file: CohortFile = None,
+    simulate_dose: SimulateDose = None,
     strict: Strict = False,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
@@ -50,8 +59,10 @@ def ingest(
     from flows import ingest as flow
     from flows.cli import output
 
+    settings = ingest_settings(cohort_file)
+    if simulate_dose is not None:
+        settings = settings.model_copy(update={"simulate_dose": simulate_dose})
     with orchestrated():
-        settings = ingest_settings(cohort_file)
         shown = flow.shown_source(source, settings)
         result = flow.ingest(shown, cohort, settings).model_dump()
     output.answer(result, output.print_ingest, as_json=as_json)

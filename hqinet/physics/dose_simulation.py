@@ -19,6 +19,8 @@ from hqinet.noise import noise_level
 from hqinet.physics.acquisition import WATER
 from hqinet.physics.projection import ParallelBeam, back_project, frequencies, project
 
+VERSION = 1
+"""Of the simulator: raised when the same series, dose and seed make other noise."""
 AIR_HU = -1024.0
 HIGHEST_HU = 3071.0
 IMPLIED = (0.8, 1.25)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -38,6 +39,16 @@ def deployable(network: nn.Module, recipe: ModelRecipe) -> Restorer:
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
     return Restorer(network, recipe.removed(USUAL_DOSE)).eval()
+
+
+def save_exported(model: Restorer, path: Path) -> None:
+    """Write a `deployable` network as one file for any batch, height and width.
+
+    As MLflow writes it for the registry; for who has none.
+    """
+    dynamic = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    program = torch.export.export(model, (example_windows(),), dynamic_shapes=dynamic)
+    torch.export.save(program, path)
 
 
 def load_exported(

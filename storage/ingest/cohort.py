@@ -62,6 +62,22 @@ class PatientRule(BaseModel):
     prefix: str = Field("", description="Put before every key, where IDs of two sites collide.")
 
 
+class SimulationRules(BaseModel):
+    """How a full-dose series without a partner gets a simulated one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dose: Share | dict[Anatomy, Share] = Field(
+        description="Dose to simulate over the full dose: one, or one an anatomy."
+    )
+    seed: int = Field(0, ge=0, description="Of the noise.")
+    version: int = Field(1, description="Of the simulator; set by the program.")
+
+    def dose_of(self, part: Anatomy) -> float | None:
+        """The dose to simulate for an anatomy; None where none is given."""
+        return self.dose.get(part) if isinstance(self.dose, dict) else self.dose
+
+
 class CohortRules(BaseModel):
     """One cohort file. Expressions are searched without regard to case."""
 
@@ -111,6 +127,9 @@ class CohortRules(BaseModel):
     )
     dose_fraction: Share | dict[Anatomy, Share] | None = Field(
         None, description="Dose of the low series over the full dose: one, or one an anatomy."
+    )
+    simulate: SimulationRules | None = Field(
+        None, description="Give full-dose series without a low-dose one a simulated partner."
     )
     pseudonymise: bool = Field(
         False, description="Replace IDs and paths by keyed hashes (HQINET_PSEUDONYM_KEY)."

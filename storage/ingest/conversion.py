@@ -2,16 +2,19 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from storage.dataset import keys, writing
 from storage.dataset.rows import Accepted, Refused
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series
 from storage.errors import StorageError, StoreError
-from storage.ingest.delivery import Delivery, Run
+from storage.ingest.delivery import Delivery, Run, SimulatedPartner, Simulator
 from storage.ingest.memory import ConversionMemory
 from storage.ingest.pairing import Pair
 from storage.ingest.planning import Plan, refused_row
@@ -40,6 +43,7 @@ class Conversion:
     location: Location
     scratch: Path
     cohort: str
+    simulate: Simulator | None = None
 
     def __call__(self, pair: Pair) -> Accepted | Refusal:
         """Convert one pair; the row is without split.
@@ -55,15 +59,27 @@ class Conversion:
 
     def _convert(self, pair: Pair) -> Accepted:
         series = {"low": pair.low.series, "full": pair.full.series}
+        if pair.simulation is not None:
+            del series["low"]
         decoders = {dose: HuDecoder(self.root, one) for dose, one in series.items()}
+        slices: dict[str, Iterable] = {
+            dose: _decode(dose, decoder) for dose, decoder in decoders.items()
+        }
+        description, notes = describe(pair), []
+        if pair.simulation is not None:
+            volume = np.stack(list(slices["full"]))
+            partner = self._simulated(volume, pair)
+            slices = {"low": partner.hu, "full": volume}
+            description["simulated"] = partner.parameters
+            notes = [partner.note]
         full, geometry = pair.full.series, pair.full.series.geometry
         written = writing.write(
             self.location,
             self.scratch / f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
             pair.patient,
             (len(geometry), full.rows, full.columns),
-            describe(pair),
-            {dose: _decode(dose, decoder) for dose, decoder in decoders.items()},
+            description,
+            slices,
         )
         if written.low_pixels == written.pixels:
             raise Refusal(
@@ -71,7 +87,7 @@ class Conversion:
                 "low dose and full dose hold the same pixels; expected two different images",
                 tuple(one.slices[0].path for one in series.values()),
             )
-        notes = [pair.note]
+        notes += [pair.note]
         for dose, one in series.items():
             notes += [f"{dose} dose: {note}" for note in _notes(decoders[dose], one)]
         return Accepted(
@@ -96,6 +112,11 @@ class Conversion:
             size=written.size,
         )
 
+    def _simulated(self, volume: NDArray[np.int16], pair: Pair) -> SimulatedPartner:
+        if self.simulate is None:
+            raise Refusal(Code.SIMULATION_FAILED, "nothing was given that simulates a dose")
+        return self.simulate(volume, pair)
+
 
 def convert(delivery: Delivery, plan: Plan, run: Run) -> Iterator[Accepted | Refused]:
     """The rows of all pairs of a plan; those that are known are not read again.
@@ -111,7 +132,7 @@ def convert(delivery: Delivery, plan: Plan, run: Run) -> Iterator[Accepted | Ref
     yield from known
     require_space(delivery, unread)
     location, scratch = delivery.dataset.location, delivery.scratch
-    conversion = Conversion(delivery.root, location, scratch, delivery.cohort)
+    conversion = Conversion(delivery.root, location, scratch, delivery.cohort, delivery.simulate)
     for pair, result in run(conversion, unread):
         if isinstance(result, StorageError):
             raise result

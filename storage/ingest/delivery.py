@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from storage.dataset.splits import TARGETS, Split
 from storage.dataset.versions import Dataset
 from storage.dicom.geometry import Limits
 from storage.errors import SourceError
 from storage.ingest.cohort import SYNTHETIC, CohortRules
+from storage.ingest.pairing import Pair
 from storage.ingest.pseudonyms import Pseudonyms
 
 Item = TypeVar("Item")
@@ -26,6 +30,32 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True)
+class SimulatedPartner:
+    """A low-dose volume made from a full-dose one.
+
+    Attributes:
+        hu: (slices, rows, columns) int16.
+        parameters: all that it was made with, as JSON attributes of the volume.
+        note: what a reader of the catalog should know.
+    """
+
+    hu: NDArray[np.int16]
+    parameters: dict[str, object]
+    note: str
+
+
+class Simulator(Protocol):
+    """Makes low dose from full dose; picklable, for a cluster. A store knows no physics."""
+
+    def __call__(self, hu: NDArray[np.int16], pair: Pair) -> SimulatedPartner:
+        """Return the partner of a full-dose volume, (slices, rows, columns) HU.
+
+        Raises:
+            Refusal: no partner of that dose can be made.
+        """
+
+
+@dataclass(frozen=True)
 class Delivery:
     """What is ingested. It holds the secret of the pseudonyms: it stays in this process.
 
@@ -34,6 +64,7 @@ class Delivery:
         rules: of the cohort file.
         memory: folder for what is remembered between two ingests; may be lost at any time.
         scratch: folder on a local disk of the workers for volumes under construction.
+        simulate: makes the partners that `rules.simulate` asks for.
     """
 
     source: Path
@@ -45,6 +76,7 @@ class Delivery:
     names: Pseudonyms = field(default_factory=Pseudonyms)
     limits: Limits = field(default_factory=Limits)
     split_targets: Mapping[Split, float] = field(default_factory=lambda: TARGETS)
+    simulate: Simulator | None = None
 
     @property
     def root(self) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from storage.dicom.geometry import Limits
 from storage.dicom.series import Series, order
-from storage.ingest.cohort import Role
+from storage.ingest.cohort import Role, SimulationRules
 from storage.ingest.grids import match
 from storage.ingest.records import Record
 from storage.refusals import Code, Refusal
@@ -39,6 +39,8 @@ class Pair:
         identity_evidence: digests of the UIDs of studies and frames of reference, and of the
             patient's folder: what replaces it there is of the same person.
         note: what was decided on the way and the reader should know; empty if nothing.
+        simulation: how the low dose is to be made from the full dose, where none was delivered:
+            `low` then is the full dose, too.
         fingerprint: of the patient's files and everything that decides what is made of them, but
             for the patient's key: a copy under another name has the same.
     """
@@ -52,6 +54,7 @@ class Pair:
     identity_evidence: tuple[str, ...]
     note: str
     fingerprint: str
+    simulation: SimulationRules | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Choice:
         about: a record of the full dose.
         left: of each series that is not in the pair, what is wrong with it, or that it is beside
             a better one.
+        simulated: dose of the low dose that is to be made; None where both were delivered.
     """
 
     low: Dose
@@ -69,6 +73,7 @@ class Choice:
     note: str
     about: Record
     left: Mapping[GroupKey, Refusal]
+    simulated: float | None = None
 
 
 def group_series(records: Sequence[Record]) -> dict[GroupKey, list[Record]]:
@@ -88,17 +93,25 @@ def shared_refusal(group: Group) -> Refusal | None:
     return Refusal(code, group[0].header.reason or "")
 
 
-def choose(groups: Mapping[GroupKey, Group], limits: Limits) -> Choice:
+def choose(
+    groups: Mapping[GroupKey, Group], limits: Limits, simulation: SimulationRules | None = None
+) -> Choice:
     """The best pair among the series of a patient.
 
     The rule: among all low and full series on one grid, a pair of one study before one of two,
     then of one kernel and slice thickness, then the pair with the most slices, then with the
-    smallest increment, then with the smallest series digests.
+    smallest increment, then with the smallest series digests. Where no low dose was delivered at
+    all, not even a damaged one, and the rules have one simulated: the full dose chosen alike.
 
     Raises:
         Refusal: there is none, with the first thing found wrong.
     """
     good, bad = _ordered(groups, limits)
+    delivered = {role for _, role in groups}
+    if simulation and Role.LOW not in delivered and good[Role.FULL]:
+        alone = _choose_alone(groups, good[Role.FULL], bad, simulation)
+        if alone is not None:
+            return alone
     _require_both(groups, good, bad)
     matches, misfits = [], []
     for low in good[Role.LOW]:
@@ -117,10 +130,37 @@ def choose(groups: Mapping[GroupKey, Group], limits: Limits) -> Choice:
     low, full, note = min(matches, key=_preference)
     chosen = (low.series.uid, Role.LOW), (full.series.uid, Role.FULL)
     left = {key: bad.get(key) or _NOT_CHOSEN for key in groups if key not in chosen}
-    notes = [note, *_differences(low, full)]
-    notes += [f"chosen among {len(groups)} series"] if left else []
+    notes = [note, *_differences(low, full), _among(groups, left)]
     joined = "; ".join(note for note in notes if note)
     return Choice(low, full, joined, groups[chosen[1]][0], left)
+
+
+def _choose_alone(
+    groups: Mapping[GroupKey, Group],
+    candidates: Sequence[Dose],
+    bad: Mapping[GroupKey, Refusal],
+    simulation: SimulationRules,
+) -> Choice | None:
+    """The full dose that gets a simulated partner; None where the anatomy is given no dose."""
+    full = min(
+        candidates,
+        key=lambda one: (
+            -len(one.series.slices),
+            one.series.geometry.spacing[0],
+            one.series.uid,
+        ),
+    )
+    chosen = full.series.uid, Role.FULL
+    about = groups[chosen][0]
+    dose = simulation.dose_of(about.anatomy)
+    if dose is None:
+        return None
+    left = {key: bad.get(key) or _NOT_CHOSEN for key in groups if key != chosen}
+    return Choice(full, full, _among(groups, left), about, left, dose)
+
+
+def _among(groups: Mapping[GroupKey, Group], left: Mapping[GroupKey, Refusal]) -> str:
+    return f"chosen among {len(groups)} series" if left else ""
 
 
 def _ordered(

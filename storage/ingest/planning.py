@@ -105,7 +105,7 @@ class _Planner:
     def best_pair(
         self, patient: str, groups: Mapping[tuple[str, str], Group], records: Sequence[Record]
     ) -> Pair:
-        choice = choose(groups, self.delivery.limits)
+        choice = choose(groups, self.delivery.limits, self.delivery.rules.simulate)
         for key, refusal in choice.left.items():
             self.refuse_series(groups[key], refusal)
         series = choice.low.series, choice.full.series
@@ -117,11 +117,12 @@ class _Planner:
             low=choice.low,
             full=choice.full,
             anatomy=choice.about.anatomy,
-            dose_fraction=choice.about.dose_fraction,
+            dose_fraction=choice.simulated or choice.about.dose_fraction,
             source=source,
             identity_evidence=(*sorted(uids - {""}), self.names.digest(place)),
             note=choice.note,
             fingerprint=self.fingerprint(records),
+            simulation=self.delivery.rules.simulate if choice.simulated else None,
         )
 
     def fingerprint(self, records: Sequence[Record]) -> str:
@@ -131,7 +132,9 @@ class _Planner:
             for record in records
             for h in [record.header]
         )
-        rules = self.delivery.rules.model_dump(mode="json")
+        # Without a key that came later: fingerprints that stand in datasets stay as they are.
+        unset = {"simulate"} if self.delivery.rules.simulate is None else set()
+        rules = self.delivery.rules.model_dump(mode="json", exclude=unset)
         limits = self.delivery.limits.model_dump(mode="json")
         # JSON within JSON, as in the fingerprints that existing datasets hold.
         basis = json.dumps([_FINGERPRINT, rules, limits])

@@ -1,0 +1,86 @@
+"""Full-dose series without a partner get a simulated one, and what is delivered comes first."""
+
+import numpy as np
+import pytest
+import zarr
+
+from storage.ingest.cohort import CohortRules, SimulationRules
+from storage.ingest.delivery import SimulatedPartner
+from storage.refusals import Code, Refusal
+
+RULES = CohortRules(simulate=SimulationRules(dose=0.25, seed=3))
+
+
+def brighter(hu, pair):
+    """A simulator that can be seen through."""
+    return SimulatedPartner(
+        (hu + pair.simulation.seed).astype(np.int16), {"dose": pair.dose_fraction}, "simulated dose"
+    )
+
+
+def test_a_full_dose_series_gets_a_partner(tmp_path, series, dataset, deliver):
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
+    (row,) = done.snapshot.patients()
+    assert (row.note, row.dose_fraction) == ("simulated dose", 0.25)
+    assert done.refused == []
+    volume = done.snapshot.volume("L001")
+    np.testing.assert_array_equal(volume.low[:], volume.full[:] + 3)
+    group = zarr.open_group(f"{dataset.location}/{row.path}", mode="r")
+    assert group.attrs["simulated"] == {"dose": 0.25}
+    again = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
+    assert again.outcome.unchanged == 1
+
+
+def test_a_delivered_partner_comes_first(tmp_path, series, dataset, deliver):
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    series("L001", "LOW", seed=1, low=True).write(tmp_path / "source" / "low")
+    done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
+    (row,) = done.snapshot.patients()
+    assert row.note is None
+    assert "simulated" not in zarr.open_group(f"{dataset.location}/{row.path}", mode="r").attrs
+
+
+def test_a_damaged_partner_is_not_replaced_by_a_simulated_one(tmp_path, series, dataset, deliver):
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    folder = series("L001", "LOW", seed=1, low=True).write(tmp_path / "source" / "low")
+    sorted(folder.iterdir())[1].unlink()
+    done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
+    assert done.accepted == []
+    assert [code for _, code in done.refused] != ["simulation_failed"]
+
+
+def test_an_anatomy_without_a_dose_has_no_partner(tmp_path, series, dataset, deliver):
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    rules = CohortRules(simulate=SimulationRules(dose={"chest": 0.1}))
+    done = deliver(dataset, tmp_path / "source", rules=rules, simulate=brighter)
+    assert done.refused == [("L001", "no_low_dose")]
+
+
+def test_what_cannot_be_simulated_is_refused_with_the_reason(tmp_path, series, dataset, deliver):
+    def failing(hu, pair):
+        raise Refusal(Code.SIMULATION_FAILED, "implies 0.5, not the stated 0.25")
+
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=failing)
+    assert done.refused == [("L001", "simulation_failed")]
+    assert "implies 0.5" in done.refusal.reason
+
+
+@pytest.mark.parametrize(
+    "other",
+    [SimulationRules(dose=0.1, seed=3), SimulationRules(dose=0.25, seed=3, version=2)],
+)
+def test_another_dose_or_simulator_makes_the_partner_anew(
+    tmp_path, series, dataset, deliver, other
+):
+    made = []
+
+    def counting(hu, pair):
+        made.append(pair.simulation)
+        return brighter(hu, pair)
+
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    for rules in (RULES, CohortRules(simulate=other)):
+        deliver(dataset, tmp_path / "source", rules=rules, simulate=counting)
+    assert made == [RULES.simulate, other]
