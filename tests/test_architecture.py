@@ -65,8 +65,7 @@ def test_no_package_imports_what_it_must_not_know(package):
     assert {file: names for file, names in broken.items() if names} == {}
 
 
-# hqinet's rooms are put in order next.
-@pytest.mark.parametrize("package", ["storage", "flows"])
+@pytest.mark.parametrize("package", ORDER)
 def test_rooms_import_one_way(package):
     found = {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()}
     assert found == ORDER[package].keys()
