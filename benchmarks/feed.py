@@ -29,7 +29,9 @@ from hqinet.networks.hqinet import build
 from hqinet.samples.feed import ResidentFeed, StreamingFeed
 from hqinet.samples.sampling import Batch, SampleOrder, VolumePair, prepare
 from hqinet.training.recipe import Recipe, load_recipe
-from storage.dataset.volumes import open_group, open_volume, write
+from storage.dataset.lazy_volume import LazyVolume
+from storage.dataset.volumes import SHARD_SLICES
+from storage.dataset.writing import write
 from storage.dicom.writing import SeriesIdentity, write_series
 from storage.stores.location import Location
 
@@ -64,9 +66,10 @@ def as_zarr(
             "positions": list(range(shape[0])),
         }
         written = write(location, root / "scratch", patient, shape, description, stacks)
-        volume = open_volume(location, written.path, patient)
-        pairs.append(VolumePair(patient, volume.anatomy, volume.low, volume.full))
-        groups.append(open_group(location, written.path))
+        place = location.child(written.path)
+        low, full = (LazyVolume(place, dose, shape, SHARD_SLICES) for dose in ("low", "full"))
+        pairs.append(VolumePair(patient, "chest", low, full))
+        groups.append(zarr.open_group(str(place), mode="r"))
     return pairs, groups
 
 

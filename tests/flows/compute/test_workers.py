@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -11,13 +12,12 @@ from distributed import LocalCluster
 
 from flows import stores
 from flows.compute.workers import Workers
-from flows.ingest import commit, failed, open_delivery
+from flows.ingest import open_delivery
 from flows.operations import home as homes
 from flows.settings import ClusterSettings, IngestSettings
-from storage.dataset.catalog import Row
+from storage.dataset.rows import Refused
 from storage.errors import StorageError
 from storage.ingest.cohort import SYNTHETIC
-from storage.ingest.pairing import Pair, Plan
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,42 +28,23 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
-def row(cohort: str) -> Row:
-    return Row(key="refused:A", cohort=cohort, status="refused", patient="A", code="unreadable")
-
-
 @pytest.mark.parametrize("sign", ["%", "?"])
 def test_a_home_that_a_database_url_cannot_name_is_refused(tmp_path, sign):
-    with pytest.raises(StorageError, match="choose another"):
+    with pytest.raises(homes.HomeError, match="choose another"):
         homes.enter(tmp_path / f"a{sign}b")
     assert not list(tmp_path.iterdir())
 
 
 def test_patients_never_stand_among_phantoms(home, tmp_path):
+    refused = Refused(key="refused:A", cohort=SYNTHETIC, patient="A", code="unreadable", reason="")
     settings = IngestSettings()
     open_delivery(tmp_path, SYNTHETIC, settings)
-    stores.dataset().commit(lambda _: [row(SYNTHETIC)], action="ingest")
+    stores.dataset().commit(lambda _: [refused], action="ingest")
     with pytest.raises(StorageError, match=r"phantoms .* another one"):
         open_delivery(tmp_path, "inbox", settings)
     assert open_delivery(tmp_path, SYNTHETIC, settings).cohort == SYNTHETIC
-    stores.dataset().commit(lambda _: [row("inbox")], action="ingest")
+    stores.dataset().commit(lambda _: [replace(refused, cohort="inbox")], action="ingest")
     assert open_delivery(tmp_path, "another", settings).cohort == "another"
-
-
-def test_a_volume_that_is_gone_is_not_committed(home, tmp_path):
-    delivery = open_delivery(tmp_path, "c", IngestSettings())
-    lost = Row(key="patient:A", cohort="c", status="accepted", patient="A", path="volumes/A/1")
-    with pytest.raises(StorageError, match=r"the first of A: .* ingest again"):
-        commit.fn(delivery, Plan((), (), frozenset()), [lost], {})
-    assert stores.dataset().snapshot().commit == 0
-
-
-def test_a_disk_that_failed_is_asked_again_next_time():
-    pair = Pair("A", None, None, "chest", None, "folder", (), "", "fingerprint")
-    refused = failed(pair, OSError(5, "Input/output error"), "c")
-    assert (refused.code, refused.fingerprint) == ("conversion_failed", None)
-    assert "OSError" in refused.reason
-    assert "Input/output error" in refused.reason
 
 
 def test_a_cluster_class_needs_a_number_of_workers(tmp_path):

@@ -1,11 +1,18 @@
 """What a conversion says, and costs: a long volume goes through memory a shard at a time."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pydicom
 import pytest
+
+from storage.errors import DatasetError
+from storage.ingest.conversion import convert
+from storage.ingest.inventory import take_inventory
+from storage.ingest.outcome import merge
+from storage.ingest.planning import plan
 
 SCRIPT = """
 import sys
@@ -73,3 +80,32 @@ def test_a_slice_that_is_stored_otherwise_is_converted_so_and_it_is_said(
     image.save_as(file)
     (row,) = deliver(dataset, tmp_path / "source").outcome.accepted
     assert row.note == note
+
+
+def test_a_volume_that_is_gone_is_not_committed(tmp_path, pair, dataset, delivery, here):
+    pair(tmp_path / "source", "L001")
+    opened = delivery(tmp_path / "source")
+    found = take_inventory(opened, here)
+    planned = plan(opened, found)
+    rows = list(convert(opened, planned, here))
+    shutil.rmtree(tmp_path / "dataset" / "volumes")
+    with pytest.raises(DatasetError, match=r"the first of L001: .* ingest again"):
+        merge(opened, found, planned, rows)
+    assert dataset.snapshot().commit == 0
+
+
+def test_a_disk_that_failed_is_asked_again_next_time(
+    tmp_path, pair, dataset, delivery, deliver, here
+):
+    def fails(_, items):
+        for item in items:
+            yield item, OSError(5, "Input/output error")
+
+    pair(tmp_path / "source", "L001")
+    opened = delivery(tmp_path / "source")
+    found = take_inventory(opened, here)
+    (refused,) = convert(opened, plan(opened, found), fails)
+    assert (refused.code, refused.fingerprint) == ("conversion_failed", None)
+    assert "OSError" in refused.reason
+    assert "Input/output error" in refused.reason
+    assert deliver(dataset, tmp_path / "source").accepted == ["L001"]
