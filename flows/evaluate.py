@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import lineage, stores
+from flows.compute.pairs import pair_of
 from flows.compute.progress import announce
 from flows.errors import FlowError
 from flows.evaluations import artifact, counting, judge, rival_of, stored_summary
@@ -125,8 +126,7 @@ def restore_and_measure(
     Who cannot be restored is a result, too: the model loses by name, and the others count.
     """
     device = pick_device(settings.device)
-    volume = snapshot.volume(row.patient)
-    pair = VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
+    pair = pair_of(snapshot, row)
     try:
         model = load_exported(file, device, dose=pair.known_dose())
         result = judged(pair, row, model, device, settings.batch, budget)

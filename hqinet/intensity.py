@@ -17,6 +17,12 @@ AIR_HU = -HU_OFFSET
 _Intensity = TypeVar("_Intensity", "Tensor", "NDArray[np.float32]")
 
 
+def window_edges(level: float, width: float) -> tuple[float, float]:
+    """HU that a display shows black and white (DICOM PS3.3 C.11.2.1.2.1, linear)."""
+    half = (width - 1) / 2
+    return level - 0.5 - half, level - 0.5 + half
+
+
 def normalise(hu: _Intensity) -> _Intensity:
     """HU to the network's intensity: [-1024, 3071] to [0, 1]."""
     return (hu + HU_OFFSET) / HU_RANGE

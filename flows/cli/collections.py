@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,11 +38,13 @@ def fetch(
         typer.confirm(f"{describe(chosen)} to {destination}?", abort=True, err=True)
     with bar(chosen) as progress:
         fetched = idc.fetch(chosen, destination, endpoint=endpoint, progress=progress)
-    if as_json:
-        output.print_json({"patients": list(chosen.patients), **asdict(fetched)})
-    else:
+    made = {"patients": list(chosen.patients), **asdict(fetched)}
+
+    def show(made: dict[str, Any]) -> None:
         output.print_line(f"{describe(chosen)}: {destination}")
-        output.print_line(f"{fetched.files} files downloaded, {fetched.present} were there")
+        output.print_line(f"{made['files']} files downloaded, {made['present']} were there")
+
+    output.answer(made, show, as_json=as_json)
 
 
 def split_names(names: list[str] | None) -> list[str] | None:

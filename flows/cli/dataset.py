@@ -26,17 +26,10 @@ def show(commit: Commit = None, home: Home = homes.DEFAULT, as_json: Json = Fals
     require(home)
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
 
     content = shown(stores.dataset().snapshot(commit))
-    if as_json:
-        output.print_json(content)
-        return
-    keys = ("patient", "split", "slices", "matrix", "spacing", "anatomy", "dose_fraction")
-    keys += ("cohort", "note")
-    title = f"Commit {content['commit']}, digest {content['digest'][:12]}"
-    output.print_table(title, keys, ([row[k] for k in keys] for row in content["patients"]))
-    output.print_refused(content["refused"])
+    output.answer(content, dataset_output.print_shown, as_json=as_json)
 
 
 @app.command()
@@ -45,28 +38,10 @@ def log(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     require(home)
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
 
-    commits = [asdict(commit) for commit in stores.dataset().log()]
-    if as_json:
-        output.print_json({"commits": commits})
-        return
-    output.print_table(
-        "Commits",
-        ("commit", "parent", "time", "action", "cohort", "the dataset after it", "code"),
-        (
-            [
-                row["commit"],
-                row["parent"],
-                f"{row['time']:%Y-%m-%d %H:%M}",
-                row["action"],
-                row["cohort"],
-                ", ".join(f"{name} {count}" for name, count in row["counts"].items()),
-                row["code_version"],
-            ]
-            for row in commits
-        ),
-    )
+    content = {"commits": [asdict(commit) for commit in stores.dataset().log()]}
+    output.answer(content, dataset_output.print_log, as_json=as_json)
 
 
 @app.command()
@@ -80,18 +55,12 @@ def diff(
     require(home)
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset import upkeep
 
     dataset = stores.dataset()
     found = asdict(upkeep.diff(dataset.snapshot(before), dataset.snapshot(after)))
-    if as_json:
-        output.print_json(found)
-        return
-    found["moved"] = [f"{m['patient']}: {m['before']} -> {m['after']}" for m in found["moved"]]
-    kinds = ("added", "removed", "changed", "moved", "refused", "resolved")
-    rows = ([kind, len(found[kind]), ", ".join(found[kind])] for kind in kinds)
-    output.print_table(f"Commit {before} to {after}", ("what", "number", "which"), rows)
+    output.answer(found, dataset_output.print_difference, as_json=as_json)
 
 
 @app.command()
@@ -105,20 +74,11 @@ def verify(
     require(home)
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset import upkeep
 
     found = asdict(upkeep.verify(stores.dataset().snapshot(commit), deep=deep))
-    if as_json:
-        output.print_json(found)
-    else:
-        if found["problems"]:
-            rows = (list(row.values()) for row in found["problems"])
-            output.print_table("Problems", ("patient", "path", "problem"), rows)
-        output.print_line(
-            f"commit {found['commit']}: {found['volumes']} volumes, "
-            f"{len(found['problems'])} with problems ({'pixels' if deep else 'shapes'} checked)"
-        )
+    output.answer(found | {"deep": deep}, dataset_output.print_verified, as_json=as_json)
     if found["problems"]:
         raise typer.Exit(1)
 
@@ -133,14 +93,12 @@ def rollback(
     require(home)
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset import upkeep
 
     snapshot = upkeep.rollback(stores.dataset(), commit)
-    if as_json:
-        output.print_json({"commit": snapshot.commit, "to": commit})
-    else:
-        output.print_line(f"commit {snapshot.commit} has the rows of commit {commit}")
+    made = {"commit": snapshot.commit, "to": commit}
+    output.answer(made, dataset_output.print_rollback, as_json=as_json)
 
 
 @app.command()
@@ -158,7 +116,7 @@ def gc(
     from datetime import timedelta
 
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset.garbage import collect_garbage
 
     garbage = collect_garbage(
@@ -168,18 +126,7 @@ def gc(
         dry_run=dry_run,
         grace=timedelta(hours=grace_hours),
     )
-    if as_json:
-        output.print_json(asdict(garbage))
-        return
-    for kind in ("volumes", "files", "scratch", "memory"):
-        for path in getattr(garbage, kind):
-            output.print_line(f"{kind}: {path}")
-    word = "removed" if garbage.removed else "would be removed"
-    output.print_line(
-        f"{len(garbage.volumes)} volumes ({garbage.bytes / 1e6:.1f} MB), {len(garbage.files)} "
-        f"files, {len(garbage.scratch)} scratch folders, {len(garbage.memory)} of ingest's memory "
-        f"{word}"
-    )
+    output.answer(asdict(garbage), dataset_output.print_garbage, as_json=as_json)
 
 
 @splits.command("export")
@@ -193,15 +140,13 @@ def export_splits(
     require(home)
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset import upkeep
 
     snapshot = stores.dataset().snapshot(commit)
     file.write_text(upkeep.export_splits(snapshot), encoding="utf-8")
-    if as_json:
-        output.print_json({"commit": snapshot.commit, "file": str(file)})
-    else:
-        output.print_line(f"splits of commit {snapshot.commit}: {file}")
+    made = {"commit": snapshot.commit, "file": str(file)}
+    output.answer(made, dataset_output.print_exported, as_json=as_json)
 
 
 @splits.command("import")
@@ -216,7 +161,7 @@ def import_splits(
     """Fix splits by hand; an ID that is not in the dataset is refused, unless reserved."""
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset import upkeep
     from storage.dataset.splits import SPLITS, read_csv
 
@@ -226,25 +171,13 @@ def import_splits(
     of = Counter(row.split for row in snapshot.patients())
     numbers = {split: of[split] for split in SPLITS}
     there = {row.patient for row in snapshot.patients()}
-    moved = [move for move in moves if move.patient in there]
-    reserved = [move for move in moves if move.patient not in there]
-    if as_json:
-        output.print_json(
-            {
-                "commit": snapshot.commit,
-                "moved": list(map(asdict, moved)),
-                "reserved": list(map(asdict, reserved)),
-                "patients": numbers,
-            }
-        )
-    else:
-        for move in moves:
-            output.print_line(f"{move.patient}: {move.before or 'new'} -> {move.after}")
-        now = ", ".join(f"{split} {number}" for split, number in numbers.items())
-        output.print_line(
-            f"commit {snapshot.commit}: {len(moved)} moved, {len(reserved)} reserved for patients "
-            f"who are yet to come; patients now: {now}"
-        )
+    made = {
+        "commit": snapshot.commit,
+        "moved": [asdict(move) for move in moves if move.patient in there],
+        "reserved": [asdict(move) for move in moves if move.patient not in there],
+        "patients": numbers,
+    }
+    output.answer(made, dataset_output.print_imported, as_json=as_json)
 
 
 @splits.command("release")
@@ -256,17 +189,13 @@ def release_splits(
     """Forget splits that are reserved for patients without data."""
     enter(home)
     from flows import stores
-    from flows.cli import output
+    from flows.cli import dataset_output, output
     from storage.dataset import upkeep
 
     snapshot, moves = upkeep.release_splits(stores.dataset(), patients)
-    if as_json:
-        released = [{"patient": move.patient, "split": move.before} for move in moves]
-        output.print_json({"commit": snapshot.commit, "released": released})
-    else:
-        for move in moves:
-            output.print_line(f"{move.patient}: {move.before} released")
-        output.print_line(f"commit {snapshot.commit}: {len(moves)} released")
+    released = [{"patient": move.patient, "split": move.before} for move in moves]
+    made = {"commit": snapshot.commit, "released": released}
+    output.answer(made, dataset_output.print_released, as_json=as_json)
 
 
 _PATIENT = (

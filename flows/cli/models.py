@@ -41,7 +41,8 @@ def compare(
 
     with quiet():
         page = flow.compare(left, right, commit, split)
-    if as_json:
-        output.print_json({"comparison": str(page)})
-    else:
-        output.print_line(f"comparison: {page}")
+    output.answer(
+        {"comparison": str(page)},
+        lambda made: output.print_line(f"comparison: {made['comparison']}"),
+        as_json=as_json,
+    )

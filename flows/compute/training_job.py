@@ -18,15 +18,14 @@ from pydantic import BaseModel, ConfigDict
 
 from flows import stores
 from flows.compute.observations import Observations
+from flows.compute.pairs import pairs_of
 from flows.compute.progress import Display
 from flows.settings import Settings
 from hqinet.devices import DeviceError, pick_device
 from hqinet.report.pictures import panel, save_curves
-from hqinet.samples.sampling import VolumePair
 from hqinet.training import loop as training
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.recipe import Recipe
-from storage.dataset.versions import Snapshot
 from storage.dataset.writing import folder_name
 from storage.errors import DatasetError, StorageError
 
@@ -128,8 +127,8 @@ def run(job: Job, progress: Progress) -> None:
         )
         trained = training.train(
             job.recipe,
-            pairs(snapshot, "train"),
-            pairs(snapshot, "validation"),
+            pairs_of(snapshot, "train"),
+            pairs_of(snapshot, "validation"),
             folder=job.folder,
             device=job.device,
             observer=observer,
@@ -137,17 +136,6 @@ def run(job: Job, progress: Progress) -> None:
         if observations:
             save_curves(trained.history, job.folder / "curves.png")
             observations.file(job.folder / "curves.png")
-
-
-def pairs(snapshot: Snapshot, split: str) -> list[VolumePair]:
-    """The patients of a split as training takes them."""
-    found = []
-    for row in snapshot.patients(split):
-        volume = snapshot.volume(row.patient)
-        found.append(
-            VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
-        )
-    return found
 
 
 def first_rank() -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from hqinet.intensity import HU_OFFSET, HU_RANGE
+from hqinet.intensity import HU_OFFSET, HU_RANGE, window_edges
 
 TISSUES: dict[str, tuple[float, float]] = {
     "lung": (-950.0, -700.0),
@@ -57,8 +57,8 @@ def window_of(anatomy: str) -> DisplayWindow:
 
 def window(hu: Tensor, shown: DisplayWindow) -> Tensor:
     """HU to 0..1 as a display does (DICOM PS3.3 C.11.2.1.2.1, linear)."""
-    share = hu - (shown.level - 0.5)
-    return share.div_(shown.width - 1).add_(0.5).clamp_(0, 1)
+    black, white = window_edges(shown.level, shown.width)
+    return (hu - black).div_(white - black).clamp_(0, 1)
 
 
 def clip(hu: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from hqinet.errors import HqinetError
-from hqinet.intensity import HU_OFFSET, HU_RANGE
+from hqinet.intensity import HU_OFFSET, HU_RANGE, window_edges
 from hqinet.networks.recipe import SMALLEST_OF_REDCNN, HQINetRecipe, ModelRecipe, REDCNNRecipe
 from hqinet.recipe_section import RecipeSection
 from hqinet.samples.recipe import SamplingRecipe
@@ -43,17 +43,16 @@ class LossRecipe(RecipeSection):
     def _some_loss(self) -> "LossRecipe":
         if self.l1 + self.mse + self.ssim == 0:
             raise ValueError("give at least one of l1, mse and ssim a weight above 0")
-        if self.window is not None and self.window[1] <= 0:
-            raise ValueError("the window's width must be above 0 HU")
+        if self.window is not None and self.window[1] <= 1:
+            raise ValueError("the window's width must be above 1 HU")
         return self
 
     def window_normalised(self) -> tuple[float, float]:
         """Return the lower and upper edge of `window` in normalised intensity."""
-        level, width = self.window or (HU_RANGE / 2 - HU_OFFSET, HU_RANGE)
-        return (
-            (level - width / 2 + HU_OFFSET) / HU_RANGE,
-            (level + width / 2 + HU_OFFSET) / HU_RANGE,
-        )
+        if self.window is None:
+            return 0.0, 1.0
+        low, high = window_edges(*self.window)
+        return (low + HU_OFFSET) / HU_RANGE, (high + HU_OFFSET) / HU_RANGE
 
 
 class OptimiserRecipe(RecipeSection):

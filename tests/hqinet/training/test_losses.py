@@ -72,15 +72,15 @@ def test_window_clips_both_and_counts_in_window_widths() -> None:
     recipe = LossRecipe(l1=1, window=(40, 400))
     noise = torch.tensor([20 / HU_RANGE])
     loss = restoration_loss(recipe, normalise(hu), normalise(full), noise)
-    # Clipped to [-160, 240]: errors of 0, 50, 100 and 40 HU.
-    assert loss.item() == pytest.approx(190 / 4 / 400, rel=1e-4)
+    # Clipped to [-160, 239]: errors of 0, 50, 100 and 39 HU.
+    assert loss.item() == pytest.approx(189 / 4 / 399, rel=1e-4)
     in_noise = restoration_loss(
         recipe.model_copy(update={"per_noise": True}),
         normalise(hu),
         normalise(full),
         noise,
     )
-    assert in_noise.item() == pytest.approx(190 / 4 / 20, rel=1e-4)
+    assert in_noise.item() == pytest.approx(189 / 4 / 20, rel=1e-4)
 
 
 def test_loss_of_bf16_images_is_float32() -> None:

@@ -1,0 +1,15 @@
+"""A patient of a commit as training and evaluation take it."""
+
+from hqinet.samples.sampling import VolumePair
+from storage.dataset.versions import PatientRow, Snapshot
+
+
+def pair_of(snapshot: Snapshot, row: PatientRow) -> VolumePair:
+    """The pair of one patient, read lazily."""
+    volume = snapshot.volume(row.patient)
+    return VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
+
+
+def pairs_of(snapshot: Snapshot, split: str) -> list[VolumePair]:
+    """The pairs of a split, sorted by patient."""
+    return [pair_of(snapshot, row) for row in snapshot.patients(split)]
