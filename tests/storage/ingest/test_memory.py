@@ -90,11 +90,12 @@ def test_records_are_remembered_until_their_file_or_their_schema_changes(
 
 
 def fields(model: type[BaseModel]) -> str:
-    """Digest of all fields that a model has, at any depth."""
+    """Digest of all fields that a model has, at any depth, whatever words they may hold."""
 
     def plain(schema):
         if isinstance(schema, dict):
-            return {k: plain(v) for k, v in schema.items() if k not in ("description", "title")}
+            words = ("description", "title", "enum")
+            return {k: plain(v) for k, v in schema.items() if k not in words}
         return list(map(plain, schema)) if isinstance(schema, list) else schema
 
     text = json.dumps(plain(model.model_json_schema()), sort_keys=True)
@@ -103,7 +104,7 @@ def fields(model: type[BaseModel]) -> str:
 
 @pytest.mark.parametrize(
     ("model", "number", "expected"),
-    [(RememberedRecords, 1, "0d0c79766dcc"), (RememberedConversion, 1, "60fb9cd9a202")],
+    [(RememberedRecords, 1, "dfb2ca794cb3"), (RememberedConversion, 1, "30037e776501")],
 )
 def test_other_fields_are_another_schema_number(model, number, expected):
     """What was remembered with other fields is not to be read as if it had these."""
