@@ -1,10 +1,11 @@
 """A patient of a commit as training and evaluation take it."""
 
 from hqinet.samples.sampling import VolumePair
-from storage.dataset.versions import PatientRow, Snapshot
+from storage.dataset.rows import Accepted
+from storage.dataset.versions import Snapshot
 
 
-def pair_of(snapshot: Snapshot, row: PatientRow) -> VolumePair:
+def pair_of(snapshot: Snapshot, row: Accepted) -> VolumePair:
     """The pair of one patient, read lazily."""
     volume = snapshot.volume(row.patient)
     return VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
