@@ -474,7 +474,7 @@ def scanned(anatomy: str, seed: int) -> VolumePair:
         for dose in (1.0, 0.1)
     )
     low, full = (hu.round().astype(np.int16) for hu in (low, full))
-    return VolumePair(f"{anatomy}{seed}", anatomy, low, full, dose=0.25)
+    return VolumePair(f"{anatomy}{seed}", anatomy, low, full, dose=0.1)
 
 
 @pytest.fixture(scope="module")
