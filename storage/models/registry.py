@@ -18,13 +18,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import (
     RESOURCE_ALREADY_EXISTS,
-    RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
-from storage.errors import StorageError
+from storage.models.errors import RegistryError, missing_run, refusal_of, registry_errors
 from storage.stores.servers import answers
 
 MODEL = "hqinet"
@@ -40,10 +39,6 @@ SIGNATURE = ModelSignature(
     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1, -1, -1), "restored")]),
 )
 """HU in, HU out: three low-dose slices, the restored middle one, for any batch and matrix."""
-
-
-class RegistryError(StorageError):
-    """Something asked of the registry that is not there; one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +108,8 @@ class Registry:
 
     def start(self, name: str, params: Mapping[str, Any], inputs: DatasetInputs) -> str:
         """Open a run and return its id."""
-        try:
+        with registry_errors():
             run = self._client.create_run(self._experiment(), run_name=name)
-        except MlflowException as error:
-            raise _trouble(error) from error
         entries = [Param(key, str(value)) for key, value in params.items()]
         self._client.log_batch(run.info.run_id, params=entries)
         source = DeltaDatasetSource(path=inputs.url, delta_table_version=inputs.commit)
@@ -136,13 +129,13 @@ class Registry:
         try:
             tags = self._client.get_run(run).data.tags
         except MlflowException as error:
-            raise _missing_run(run, error) from error
+            raise missing_run(run, error) from error
         self._client.update_run(run, status="RUNNING")
         return tags
 
     def tag_run(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
-        with _errors():
+        with registry_errors():
             self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_metrics(
@@ -152,7 +145,7 @@ class Registry:
 
         logged: of a ModelVersion, whose page then shows them too.
         """
-        with _errors():
+        with registry_errors():
             now = time_ns() // 1_000_000
             metrics = [
                 Metric(key, float(value), now, step, model_id=logged or None)
@@ -175,7 +168,7 @@ class Registry:
 
     def log_file(self, run: str, path: Path, folder: str = "") -> None:
         """Store a file with the run."""
-        with _errors():
+        with registry_errors():
             self._client.log_artifact(run, str(path), folder or None)
 
     def fetch(self, run: str, path: str, into: Path) -> Path | None:
@@ -185,13 +178,13 @@ class Registry:
             if path not in (entry.path for entry in self._client.list_artifacts(run, parent)):
                 return None
         except MlflowException as error:
-            raise _missing_run(run, error) from error
+            raise missing_run(run, error) from error
         into.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run, path, str(into)))
 
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
-        with _errors():
+        with registry_errors():
             self._client.set_terminated(run, status)
 
     def register(
@@ -211,7 +204,7 @@ class Registry:
             return known
         from mlflow import pytorch  # noqa: PLC0415 - imports torch, which readers do not need
 
-        with _errors(), mlflow.start_run(run_id=run):
+        with registry_errors(), mlflow.start_run(run_id=run):
             logged = pytorch.log_model(
                 model,
                 name="model",
@@ -222,7 +215,7 @@ class Registry:
             )
         self._create_model()
         # With its tags at once: no kill leaves a version without lineage.
-        with _errors():
+        with registry_errors():
             created = self._client.create_model_version(
                 self._name,
                 logged.model_uri,
@@ -234,10 +227,8 @@ class Registry:
 
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first."""
-        try:
+        with registry_errors():
             found = self._client.search_model_versions(f"name = '{self._name}'")
-        except MlflowException as error:
-            raise _trouble(error) from error
         if not found:
             return []
         model = self._client.get_registered_model(self._name)
@@ -279,13 +270,13 @@ class Registry:
 
     def tag_version(self, version: int, tags: Mapping[str, str]) -> None:
         """Set tags of a model version."""
-        with _errors():
+        with registry_errors():
             for key, value in tags.items():
                 self._client.set_model_version_tag(self._name, str(version), key, value)
 
     def point(self, alias: str, version: int) -> None:
         """Move an alias to a version."""
-        with _errors():
+        with registry_errors():
             self._client.set_registered_model_alias(self._name, alias, str(version))
 
     def _create_model(self) -> None:
@@ -294,10 +285,10 @@ class Registry:
             self._client.create_registered_model(self._name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise _trouble(error) from error
+                raise refusal_of(error) from error
             self.versions()
         if self._owner is not None:
-            with _errors():
+            with registry_errors():
                 self._client.set_registered_model_tag(self._name, DATASET, self._owner.identity)
 
     def _require_own(self, model: RegisteredModel, newest: Mapping[str, str]) -> None:
@@ -330,25 +321,3 @@ def _require_server(uri: str) -> None:
         raise RegistryError(
             f"no MLflow server answers at {uri}: start it, or see HQINET_TRACKING_URI"
         )
-
-
-def _missing_run(run: str, error: MlflowException) -> RegistryError:
-    if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-        return RegistryError(
-            f"no run {run!r}; `hqinet models` lists those that made a model, and the folder `runs` "
-            "of the home is named after all of them"
-        )
-    return _trouble(error)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what MLflow raises into one line."""
-    try:
-        yield
-    except MlflowException as error:
-        raise _trouble(error) from error
-
-
-def _trouble(error: MlflowException) -> RegistryError:
-    return RegistryError(f"MLflow does not do what was asked: {str(error)[:300]}")
