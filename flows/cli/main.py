@@ -72,6 +72,19 @@ def main() -> None:
         if error.filename is None:
             fail(f"{type(error).__name__}: {error}")
         fail(f"{error.filename}: {error.strerror or error}: choose another path")
+    except Exception as error:
+        # A library that Ctrl-C met at an awkward moment raises an error of its own over it.
+        if _came_of_interrupt(error):
+            fail("stopped", INTERRUPTED)
+        raise
+
+
+def _came_of_interrupt(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

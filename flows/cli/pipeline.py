@@ -24,7 +24,7 @@ Cohort = Annotated[str | None, typer.Option(help="Name of the delivery.")]
 CohortFile = Annotated[
     Path | None, typer.Option(help="TOML that describes a delivery the defaults do not.")
 ]
-RECIPES = "paper, fast, demo, redcnn, or a TOML file"
+RECIPES = "paper, fast, demo, starter, redcnn, or a TOML file"
 RecipeName = Annotated[str, typer.Option("--recipe", help=f"{RECIPES}.")]
 Overrides = Annotated[
     list[str] | None,

@@ -183,6 +183,15 @@ def test_a_failure_of_the_system_is_one_line_too(monkeypatch, capsys, error, lin
     assert capsys.readouterr().err == line
 
 
+def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c(monkeypatch, capsys):
+    closed = RuntimeError("the event loop is closed")
+    closed.__context__ = KeyboardInterrupt()
+    monkeypatch.setattr(cli, "app", Mock(side_effect=closed))
+    with pytest.raises(SystemExit, match="130"):
+        cli.main()
+    assert capsys.readouterr().err == "hqinet: stopped\n"
+
+
 def test_wrong_usage_exits_2(command):
     assert command("ingest").returncode == 2
     assert command("evaluate", "--moddel", "3").returncode == 2
