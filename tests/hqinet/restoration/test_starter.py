@@ -1,0 +1,60 @@
+"""The model that ships: small, without pickled code, and better than what it is given."""
+
+import io
+import math
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from hqinet.restoration.export import load_exported
+from hqinet.restoration.starter import starter_envelope, starter_file
+
+LARGEST = 12e6
+
+
+def slices(softness: float, dose: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft tissue with organs, and noise as a kernel correlates it: low and full dose, HU."""
+    random = np.random.default_rng(seed)
+    organs = 40 + 60 * (gaussian_filter(random.standard_normal((256, 256)), 12) > 0.01)
+    organs = gaussian_filter(organs, 0.8)
+
+    def noise(sd: float) -> np.ndarray:
+        drawn = gaussian_filter(random.standard_normal((256, 256)), softness)
+        return sd * drawn / drawn.std()
+
+    full = organs + noise(12)
+    low = full + noise(12 * math.sqrt(1 / dose - 1))
+    return (torch.from_numpy(image).float() for image in (low, full))
+
+
+@pytest.mark.parametrize("softness", [0.6, 1.0])
+@pytest.mark.parametrize("dose", [0.1, 0.25])
+def test_an_isolated_slice_comes_closer_to_full_dose(softness: float, dose: float) -> None:
+    low, full = slices(softness, dose)
+    model = load_exported(starter_file(), dose=dose)
+    restored = model(low.expand(1, 3, -1, -1).contiguous()).detach()[0, 0]
+    before, after = (float((image - full).square().mean()) for image in (low, restored))
+    assert 10 * math.log10(before / after) > 0.6 * 10 * math.log10(1 / dose)
+    assert abs(float((restored - full).mean())) < 1
+    # What it takes off of the noise is what full dose has not.
+    taken = (low - restored).std() / (low - full).std()
+    assert 0.7 < float(taken) < 1.05
+
+
+def test_the_file_is_small_and_needs_no_pickled_code() -> None:
+    file = starter_file()
+    assert file.stat().st_size <= LARGEST
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith((".pt", ".pkl")):
+                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+
+
+def test_what_it_was_trained_on_is_stated() -> None:
+    envelope = starter_envelope()
+    assert envelope.patients == 17
+    assert set(envelope.anatomies) == {"chest", "abdomen", "limb"}
+    assert starter_file().with_name("card.md").is_file()
