@@ -14,6 +14,7 @@ JUDGED_SLICES = 8
 """Evenly spaced slices that a series' noise is measured on."""
 _LEEWAY = 1.25
 """Factor by which a length or a noise level may lie outside what was trained on."""
+_NO_KNOWLEDGE = {"other", "unknown"}
 Range = tuple[float, float]
 
 
@@ -54,7 +55,7 @@ class Envelope(BaseModel):
         """The envelope of the series that a model was trained on; at least one."""
 
         def words(name: str) -> tuple[str, ...]:
-            return tuple(sorted({getattr(one, name) for one in series}))
+            return tuple(sorted({getattr(one, name) for one in series} - _NO_KNOWLEDGE))
 
         def span(name: str) -> Range:
             values = [getattr(one, name) for one in series]

@@ -45,3 +45,9 @@ def test_the_noise_of_a_volume_is_measured():
     volume = (40 + random.normal(0, 25, (20, 96, 96))).astype(np.int16)
     assert measured_noise(volume) == pytest.approx(25, rel=0.1)
     assert measured_noise(volume[:1]) == pytest.approx(25, rel=0.15)
+
+
+def test_words_that_say_nothing_are_no_knowledge():
+    envelope = Envelope.of([KNOWN, KNOWN.model_copy(update={"vendor": "other"})])
+    assert envelope.vendors == ("siemens",)
+    assert "vendor 'other'" in envelope.warnings(KNOWN.model_copy(update={"vendor": "other"}))[0]
