@@ -26,8 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from hqinet.devices import synchronise
 from hqinet.networks.hqinet import build
+from hqinet.samples.batch import Batch, prepare
 from hqinet.samples.feed import ResidentFeed, StreamingFeed
-from hqinet.samples.sampling import Batch, SampleOrder, VolumePair, prepare
+from hqinet.samples.order import SampleOrder
+from hqinet.samples.pairs import VolumePair
 from hqinet.training.recipe import Recipe, load_recipe
 from storage.dataset.lazy_volume import LazyVolume
 from storage.dataset.volumes import SHARD_SLICES

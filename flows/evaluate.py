@@ -28,7 +28,7 @@ from hqinet.report import page as report
 from hqinet.report.key_slices import CHOSEN_BY, choose_slices, keep_views
 from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel, InferenceError, restore_to_file
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
 from storage.ingest.cohort import SYNTHETIC

@@ -24,8 +24,8 @@ from flows import lineage, stores
 from flows.compute import training_job
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
+from flows.errors import FlowError
 from flows.settings import Settings, TrainSettings
-from hqinet.errors import HqinetError
 from hqinet.restoration.envelope import Envelope, SeriesFacts, measured_noise
 from hqinet.restoration.export import deployable, example_windows
 from hqinet.training.checkpoint import load_checkpoint, load_network
@@ -50,7 +50,11 @@ class AlreadyTrainingError(TrainingError):
     """Another process trains this run."""
 
 
-class LostProcessError(HqinetError):
+class UnregisteredError(FlowError):
+    """A run is trained and its model not registered; one line that says how to go on."""
+
+
+class LostProcessError(FlowError):
     """A process of a distributed run ended; one line. Another try may do."""
 
 
@@ -90,7 +94,7 @@ def train(
     try:
         return register(job)
     except StorageError as error:
-        raise StorageError(
+        raise UnregisteredError(
             f"run {job.run} is trained and could not be registered: {error}; "
             f"`hqinet train --resume {job.run}` registers it"
         ) from error

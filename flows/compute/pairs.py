@@ -1,6 +1,6 @@
 """A patient of a commit as training and evaluation take it."""
 
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
 

@@ -20,8 +20,8 @@ import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, as_completed
 
+from flows.errors import FlowError
 from flows.settings import ClusterSettings
-from storage.errors import StorageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,6 +48,10 @@ QUEUE = 600
 PARTING = 15
 # Enough to keep a large cluster busy, few enough that the scheduler holds no whole cohort.
 _IN_FLIGHT = 256
+
+
+class ClusterError(FlowError):
+    """A cluster that is not there, or does not start; one line that says what to do."""
 
 
 class Workers:
@@ -131,7 +135,7 @@ class Workers:
             with suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=max(until - monotonic(), 0.1))
                 return client
-        raise StorageError(
+        raise ClusterError(
             f"no worker came to the cluster {self._settings.where} within {QUEUE} s: look at "
             "its queue and its workers' logs, then run again"
         )
@@ -155,7 +159,7 @@ class Workers:
             try:
                 return Client(where, timeout=PATIENCE)
             except (OSError, ValueError) as error:
-                raise StorageError(
+                raise ClusterError(
                     f"no Dask scheduler answers at {where}: start one (`dask scheduler`) or set "
                     "HQINET_CLUSTER__WHERE=local"
                 ) from error
@@ -183,7 +187,7 @@ class Workers:
 
     def _of_class(self, kind: ClusterClass) -> Any:  # noqa: ANN401 - cluster classes share no base
         if not self._settings.workers:
-            raise StorageError(
+            raise ClusterError(
                 f"cluster {self._settings.where!r} has no workers of its own: say how many to ask "
                 "it for with HQINET_CLUSTER__WORKERS"
             )
@@ -191,7 +195,7 @@ class Workers:
             cluster = self._stack.enter_context(kind(**self._settings.arguments))
             cluster.scale(self._settings.workers)
         except Exception as error:  # such a class raises anything
-            raise StorageError(
+            raise ClusterError(
                 f"cluster {self._settings.where!r} does not start: {type(error).__name__}: {error};"
                 " look at HQINET_CLUSTER__ARGUMENTS, and whether what it runs on is up"
             ) from error
@@ -202,7 +206,7 @@ def cluster_class(path: str) -> ClusterClass:
     """Import a class by its dotted path.
 
     Raises:
-        StorageError: there is no such class, or its package is not installed.
+        ClusterError: there is no such class, or its package is not installed.
     """
     module, _, name = path.rpartition(".")
     # dask_jobqueue takes Ctrl-C for itself when it is imported, and would end with success.
@@ -210,7 +214,7 @@ def cluster_class(path: str) -> ClusterClass:
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise StorageError(
+            raise ClusterError(
                 f"cluster {path!r} cannot be imported ({error}): install its package "
                 f"(`pip install {module.partition('.')[0].replace('_', '-') or path}`), or set "
                 "HQINET_CLUSTER__WHERE to `local` or a `tcp://` address"

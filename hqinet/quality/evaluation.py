@@ -15,7 +15,7 @@ from hqinet.quality.metrics import METRICS, measure
 from hqinet.quality.noise_spectrum import NoisePower, NoisePowerMeter
 from hqinet.quality.reference import Reference, prepare_reference
 from hqinet.restoration.restore import pieces
-from hqinet.samples.sampling import HuVolume, VolumePair
+from hqinet.samples.pairs import HuVolume, VolumePair
 
 RESTORED = "restored"
 

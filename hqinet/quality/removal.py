@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hqinet.noise import noise_level
 from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
-from hqinet.samples.sampling import HuVolume
+from hqinet.samples.pairs import HuVolume
 
 JUDGED_SLICES = 12
 AVERAGED = 9

@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from hqinet.samples.sampling import HuVolume, VolumePair
+from hqinet.samples.pairs import HuVolume, VolumePair
 
 LEVELS = np.concatenate(
     [np.arange(-1024, -200, 8), np.arange(-200, 300, 4), np.linspace(300, 3071, 28)]

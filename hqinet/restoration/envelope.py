@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from hqinet.noise import noise_level
-from hqinet.samples.sampling import HuVolume
+from hqinet.samples.pairs import HuVolume
 
 SCHEMA = 1
 JUDGED_SLICES = 8

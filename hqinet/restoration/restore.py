@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hqinet.errors import HqinetError
 from hqinet.intensity import HU_RANGE, denormalise, normalise
 from hqinet.noise import noise_level
-from hqinet.samples.sampling import HuVolume, window_slices
+from hqinet.samples.pairs import HuVolume
+from hqinet.samples.slab import window_slices
 
 HUModel = Callable[[Tensor], Tensor]
 """Three-slice windows (n, 3, h, w) float32 HU to the restored middle slices (n, 1, h, w) HU."""
@@ -115,7 +116,7 @@ def pieces(slices: Tensor) -> Sequence[Tensor]:
 def read_windows(stack: HuVolume, first: int, stop: int) -> NDArray[np.int16]:
     """Return the windows around slices `first` to `stop - 1`: (k, 3, rows, columns) int16 HU.
 
-    Beyond both ends stands the other neighbour (`hqinet.samples.sampling.window_slices`).
+    Beyond both ends stands the other neighbour (`hqinet.samples.slab.window_slices`).
     """
     slices = int(stack.shape[0])
     start, end = max(first - 1, 0), min(max(stop + 1, 2), slices)

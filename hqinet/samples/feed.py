@@ -21,14 +21,10 @@ from torch.nn import functional as F
 from hqinet.intensity import AIR_HU
 from hqinet.memory import free_device_memory, free_memory
 from hqinet.noise import noise_level
-from hqinet.samples.sampling import (
-    Batch,
-    Draw,
-    HuVolume,
-    SampleOrder,
-    VolumePair,
-    window_slices,
-)
+from hqinet.samples.batch import Batch
+from hqinet.samples.order import Draw, SampleOrder
+from hqinet.samples.pairs import HuVolume, VolumePair
+from hqinet.samples.slab import window_slices
 
 logger = logging.getLogger(__name__)
 

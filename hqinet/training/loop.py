@@ -23,8 +23,10 @@ from torch import nn
 
 from hqinet.devices import DeviceError, bf16_is_faster, pick_device
 from hqinet.networks.hqinet import build
+from hqinet.samples.batch import Batch, Sample, prepare
 from hqinet.samples.feed import Span, open_feed
-from hqinet.samples.sampling import Batch, Sample, SampleOrder, VolumePair, prepare
+from hqinet.samples.order import SampleOrder
+from hqinet.samples.pairs import VolumePair
 from hqinet.training.checkpoint import remove_drafts, save_checkpoint
 from hqinet.training.interrupts import StopRequest, TrainingError, TrainingInterruptedError
 from hqinet.training.micro_batch import fitting_batch
@@ -32,7 +34,7 @@ from hqinet.training.ranks import Ranks
 from hqinet.training.recipe import Recipe
 from hqinet.training.state import State, fresh_state, resume
 from hqinet.training.step import accumulate, learning_rate
-from hqinet.training.validation import ValidationResult, validate
+from hqinet.training.validation import summarise, validate
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +299,7 @@ class _Loop:
             # Measured free memory and the machine decide these two, and they change the weights.
             "micro_batch": float(state.micro_batch),
             "bf16": float(state.bf16),
-            **_summary(results),
+            **summarise(results),
         }
         if math.isnan(metrics.get("val_psnr", 0.0)):
             raise TrainingError(self._no_good("what the network restores is not finite"))
@@ -337,15 +339,3 @@ def _one_ahead(batches: Iterable[Batch], recipe: Recipe, device: torch.device) -
         ready = following
     if ready is not None:
         yield ready
-
-
-def _summary(results: Sequence[ValidationResult]) -> dict[str, float]:
-    """Return means over patients, the smallest gain, and each patient's gain, in dB."""
-    if not results:
-        return {}
-    return {
-        "val_psnr": float(np.mean([result.restored for result in results])),
-        "val_psnr_low": float(np.mean([result.low for result in results])),
-        "val_gain_worst": min(result.gain for result in results),
-        **{f"val_gain.{result.patient}": result.gain for result in results},
-    }

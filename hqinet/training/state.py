@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hqinet.networks.hqinet import build
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 from hqinet.training.checkpoint import CheckpointError, Content, cpu_copy, load_checkpoint
 from hqinet.training.interrupts import LossWatch, TrainingError
 from hqinet.training.recipe import OptimiserRecipe, Recipe

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hqinet.samples.sampling import Sample
+from hqinet.samples.batch import Sample
 from hqinet.training.interrupts import TrainingError
 from hqinet.training.losses import restoration_loss
 from hqinet.training.micro_batch import fitting_batch

@@ -1,7 +1,7 @@
 """How good the network is now, by patient; what the best epoch is chosen by."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from hqinet.intensity import HU_RANGE
 from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.restore import Restorer
 from hqinet.samples.feed import read_window
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 
 Image = NDArray[np.float32]
 
@@ -86,3 +86,15 @@ def _restored(
             restored = restorer(window[None])[0, 0].cpu().numpy()
         full = np.asarray(pair.full[middle : middle + 1], np.float32)[0]
         yield middle, window[1].cpu().numpy(), restored, full
+
+
+def summarise(results: Sequence[ValidationResult]) -> dict[str, float]:
+    """Return means over patients, the smallest gain, and each patient's gain, in dB."""
+    if not results:
+        return {}
+    return {
+        "val_psnr": float(np.mean([result.restored for result in results])),
+        "val_psnr_low": float(np.mean([result.low for result in results])),
+        "val_gain_worst": min(result.gain for result in results),
+        **{f"val_gain.{result.patient}": result.gain for result in results},
+    }

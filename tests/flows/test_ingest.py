@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 
 from flows import stores
 from flows.cli.dataset import shown
-from flows.compute.workers import Workers
+from flows.compute.workers import ClusterError, Workers
 from flows.ingest import ingest
 from flows.settings import ClusterSettings, IngestSettings
 from storage.dataset import upkeep
@@ -241,7 +241,7 @@ def test_a_cluster_class_with_arguments_does_the_work(home, source):
 )
 def test_a_cluster_that_cannot_be_had_says_what_to_do(home, source, where, said, monkeypatch):
     monkeypatch.setattr("flows.compute.workers.PATIENCE", "1s")
-    with pytest.raises(StorageError, match=said):
+    with pytest.raises(ClusterError, match=said):
         ingest(str(source), cluster=ClusterSettings(where=where))
     assert stores.dataset().snapshot().commit == 0
 

@@ -11,7 +11,7 @@ import pytest
 from distributed import LocalCluster
 
 from flows import stores
-from flows.compute.workers import Workers
+from flows.compute.workers import ClusterError, Workers
 from flows.ingest import open_delivery
 from flows.operations import home as homes
 from flows.settings import ClusterSettings, IngestSettings
@@ -50,7 +50,7 @@ def test_patients_never_stand_among_phantoms(home, tmp_path):
 def test_a_cluster_class_needs_a_number_of_workers(tmp_path):
     with (
         Workers(ClusterSettings(where="distributed.LocalCluster"), tmp_path) as workers,
-        pytest.raises(StorageError, match="HQINET_CLUSTER__WORKERS"),
+        pytest.raises(ClusterError, match="HQINET_CLUSTER__WORKERS"),
     ):
         list(workers.run(str, [1], retries=0))
 
@@ -95,7 +95,7 @@ def test_a_cluster_that_does_not_start_says_why_and_is_closed(
     monkeypatch.setattr("flows.compute.workers.QUEUE", 0.2)
     monkeypatch.setattr("flows.compute.workers.PARTING", 0.1)
     settings = ClusterSettings(where=f"{__name__}.Failing", workers=3, arguments={"step": step})
-    with Workers(settings, tmp_path) as workers, pytest.raises(StorageError, match=said):
+    with Workers(settings, tmp_path) as workers, pytest.raises(ClusterError, match=said):
         list(workers.run(str, [1], retries=0))
     assert Failing.closed == closed
     assert logged in caplog.text
@@ -125,7 +125,7 @@ def test_a_cluster_where_no_worker_comes_says_so(tmp_path, monkeypatch):
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,
         Workers(ClusterSettings(where=empty.scheduler_address), tmp_path) as workers,
-        pytest.raises(StorageError, match="no worker came"),
+        pytest.raises(ClusterError, match="no worker came"),
     ):
         list(workers.run(str, [1], retries=0))
 

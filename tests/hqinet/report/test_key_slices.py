@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hqinet.report.key_slices import LEAST_SLICES, LEVELS, choose_slices, encode, keep_views
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 
 
 def decoded(png: bytes) -> np.ndarray:

@@ -18,7 +18,7 @@ from hqinet.report import page as report
 from hqinet.report.key_slices import CHOSEN_BY, LEVELS, choose_slices, keep_views
 from hqinet.report.summary import load_summary
 from hqinet.restoration.restore import restore_to_file
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 
 SIZE, SLICES, BATCH = 64, 10, 4
 

@@ -13,7 +13,7 @@ from hqinet.networks.hqinet import build
 from hqinet.networks.recipe import HQINetRecipe
 from hqinet.noise import noise_level
 from hqinet.restoration.restore import InferenceError, Restorer, read_windows, restore
-from hqinet.samples.sampling import window_slices
+from hqinet.samples.slab import window_slices
 
 
 class Stack:

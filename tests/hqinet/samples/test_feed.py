@@ -16,8 +16,9 @@ from hqinet.samples.feed import (
     choose_place,
     open_feed,
 )
+from hqinet.samples.order import Draw, SampleOrder
+from hqinet.samples.pairs import VolumePair
 from hqinet.samples.recipe import SamplingRecipe
-from hqinet.samples.sampling import Draw, SampleOrder, VolumePair
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,7 @@
-"""The loop: resumed equals uninterrupted, ranks equal one process, trouble stops it by name."""
+"""The loop: resumed equals uninterrupted, ranks equal one process, trouble stops it by name.
+
+In one file, for its tests share one uninterrupted run.
+"""
 
 import logging
 import os
@@ -18,7 +21,7 @@ from torch import nn
 from hqinet.physics import phantoms
 from hqinet.physics.acquisition import Scan, acquire
 from hqinet.samples import feed
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 from hqinet.training import loop as training
 from hqinet.training import step
 from hqinet.training.checkpoint import load_checkpoint, load_network

@@ -26,7 +26,7 @@ from torch import distributed
 
 from hqinet.samples import feed
 from hqinet.training.recipe import Recipe
-from hqinet.samples.sampling import VolumePair
+from hqinet.samples.pairs import VolumePair
 from hqinet.training.loop import train
 
 

@@ -1,4 +1,7 @@
-"""The same dataset in a folder and on an S3 server: commits, races, history, upkeep."""
+"""The same dataset in a folder and on an S3 server: commits, races, history, upkeep.
+
+In one file, for all of it runs on both stores of one fixture.
+"""
 
 import os
 import pickle

@@ -14,14 +14,11 @@ from scipy.ndimage import gaussian_filter
 
 from hqinet.intensity import denormalise, normalise
 from hqinet.noise import noise_level
+from hqinet.samples.batch import Batch, prepare
+from hqinet.samples.order import SampleOrder
+from hqinet.samples.pairs import VolumePair
 from hqinet.samples.recipe import SamplingRecipe
-from hqinet.samples.sampling import (
-    Batch,
-    SampleOrder,
-    VolumePair,
-    prepare,
-    window_slices,
-)
+from hqinet.samples.slab import window_slices
 
 CPU = torch.device("cpu")
 PLAIN = SamplingRecipe(batch=8)

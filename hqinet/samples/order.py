@@ -1,23 +1,19 @@
-"""Samples: three-slice windows, crops and their augmentation, as a function of (seed, number).
+"""Which samples there are: slices, crops and their augmentation, by (seed, number) alone.
 
 Training sees one endless, numbered stream of samples. What sample `number` is depends on the seed
-and on `number` alone, never on the batch, the feed, the rank or how often a run was resumed.
+and on `number`, never on the batch, the feed, the rank or how often a run was resumed.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from hqinet.intensity import HU_RANGE, normalise
-from hqinet.noise import FLOOR_HU, noise_level, sharpened, sharpening_gain
+from hqinet.samples.pairs import VolumePair
 from hqinet.samples.recipe import SamplingRecipe
+from hqinet.samples.slab import EDGE_AFTER, EDGE_BEFORE, ISOLATED, TRUE
 
 _STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3}
 """Second word of Philox's key: independent streams of numbers under one seed."""
@@ -25,89 +21,12 @@ _UNIFORMS = 12
 _UNIFORMS_PER_COUNT = 4
 _PARTNERS = (-5, -4, -3, 3, 4, 5)
 """Slices away, whose windows share no slice with this one and lie in nearly the same anatomy."""
-_TRUE, _ISOLATED, _EDGE_BEFORE, _EDGE_AFTER = range(4)
-_NEIGHBOURS = ((0, 1, 2), (1, 1, 1), (0, 1, 0), (2, 1, 2))
-"""Slices of the window that stand for before, middle and after, in these four cases."""
 _ISOLATED_SHARE = 0.7
 """Of the windows that lose neighbours; the others lose one, as at the edge of a volume."""
-IMPLIED_DOSES = (0.02, 0.9)
-"""Bounds of the dose that a pair can imply: structure and resampling deceive beyond."""
-_JUDGED_SLICES = 7
-_MARGIN = 2
+MARGIN = 2
 """Pixels around a patch that sharpening looks at."""
 _WINDOWS_HELD = 8
 """For each place in the batch; a window comes again every so many batches."""
-
-
-class HuVolume(Protocol):
-    """A volume in HU, int16 (slices, rows, columns): a NumPy array, or slices read from a store."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Slices, rows, columns."""
-
-    def __getitem__(self, index: slice, /) -> NDArray[np.int16]:
-        """Return consecutive slices as int16 HU."""
-
-
-@dataclass(frozen=True)
-class VolumePair:
-    """One patient: the low-dose volume and the full-dose volume of the same shape."""
-
-    patient: str
-    anatomy: str
-    low: HuVolume
-    full: HuVolume
-    dose: float | None = None
-    """Of the low-dose volume, as stated, as a fraction of the full dose; None: not stated."""
-
-    def __post_init__(self) -> None:
-        if tuple(self.low.shape) != tuple(self.full.shape) or len(self.low.shape) != 3:
-            message = (
-                f"patient {self.patient}: low dose is {tuple(self.low.shape)} and full dose "
-                f"{tuple(self.full.shape)}; both must be the same (slices, rows, columns)"
-            )
-            raise ValueError(message)
-
-    def known_dose(self) -> float:
-        """Return the dose as stated, else as the noise of both volumes implies it.
-
-        Variance is inverse to dose: `(level of full / level of low)^2`, the median over evenly
-        spaced slices, within IMPLIED_DOSES.
-        """
-        if self.dose is not None:
-            return self.dose
-        picks = np.linspace(0, self.slices - 1, min(_JUDGED_SLICES, self.slices)).astype(int)
-        ratios = []
-        for z in picks:
-            full, low = (
-                noise_level(torch.from_numpy(np.ascontiguousarray(stack[z : z + 1])))
-                for stack in (self.full, self.low)
-            )
-            ratios.append(float(full / low) ** 2)
-        return float(np.clip(np.median(ratios), *IMPLIED_DOSES))
-
-    @property
-    def slices(self) -> int:
-        """Number of slices, each of which is the middle of one window."""
-        return int(self.low.shape[0])
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return int(self.low.shape[1]), int(self.low.shape[2])
-
-
-def window_slices(middle: int, slices: int) -> tuple[int, int, int]:
-    """Return the three slice numbers of a window.
-
-    Beyond an edge stands the other neighbour, whose noise is not that of the slice itself; a single
-    slice stands three times.
-    """
-    if slices == 1:
-        return 0, 0, 0
-    before = middle - 1 if middle else 1
-    return before, middle, middle + 1 if middle + 1 < slices else middle - 1
 
 
 def crop_size(recipe: SamplingRecipe, pairs: Sequence[VolumePair]) -> tuple[int, int]:
@@ -117,9 +36,9 @@ def crop_size(recipe: SamplingRecipe, pairs: Sequence[VolumePair]) -> tuple[int,
     is padded with air at its end, on which low and full dose agree.
     """
     if recipe.patch is not None:
-        side = recipe.patch + (2 * _MARGIN if recipe.kernels else 0)
+        side = recipe.patch + (2 * MARGIN if recipe.kernels else 0)
         if recipe.zoom:
-            side = math.ceil(side * recipe.zoom[1]) + 2 * _MARGIN
+            side = math.ceil(side * recipe.zoom[1]) + 2 * MARGIN
         return side, side
     return max(p.matrix[0] for p in pairs), max(p.matrix[1] for p in pairs)
 
@@ -143,7 +62,7 @@ class Draw:
     dose: float
     """Fraction of the full dose that the sample has."""
     neighbours: int
-    """Row of _NEIGHBOURS."""
+    """Row of NEIGHBOURS."""
     zoom: float
     """Pixels of the slice for each pixel of the sample."""
     kernel: float
@@ -203,7 +122,7 @@ class SampleOrder:
             partner=partner,
             mixing=(scale * math.cos(angle), scale * math.sin(angle)),
             dose=drawn,
-            neighbours=_neighbours(how) if lost < recipe.drop_neighbours else _TRUE,
+            neighbours=_neighbours(how) if lost < recipe.drop_neighbours else TRUE,
             zoom=1.0 if recipe.zoom is None else _log_uniform(recipe.zoom, zoom),
             kernel=1.0 if recipe.kernels is None else _log_uniform(recipe.kernels, kernel),
         )
@@ -262,8 +181,8 @@ def _drawn_dose(
 
 def _neighbours(uniform: float) -> int:
     if uniform < _ISOLATED_SHARE:
-        return _ISOLATED
-    return _EDGE_BEFORE if uniform < (1 + _ISOLATED_SHARE) / 2 else _EDGE_AFTER
+        return ISOLATED
+    return EDGE_BEFORE if uniform < (1 + _ISOLATED_SHARE) / 2 else EDGE_AFTER
 
 
 def _generator(seed: int, stream: str, count: int) -> np.random.Generator:
@@ -278,83 +197,3 @@ def _uniforms(seed: int, stream: str, first: int, count: int) -> NDArray[np.floa
     """
     generator = _generator(seed, stream, first * (_UNIFORMS // _UNIFORMS_PER_COUNT))
     return generator.random((count, _UNIFORMS))
-
-
-class Batch(NamedTuple):
-    """Samples as they are stored, before `prepare`."""
-
-    low: Tensor
-    """(n, 3, h, w) int16 HU"""
-    full: Tensor
-    """(n, 3, h, w) int16 HU"""
-    partner: Tensor
-    """(n, 3, h, w) int16 HU: `low - full` of each window's partner"""
-    noise: Tensor
-    """(n, 2) float32 HU: noise level of the whole low-dose and full-dose middle slice"""
-    draws: Sequence[Draw]
-
-
-class Sample(NamedTuple):
-    """Samples to train on: float32, normalised, on the device."""
-
-    windows: Tensor
-    """(n, 3, h, w) low dose"""
-    full: Tensor
-    """(n, 1, h, w) full dose of the middle slice"""
-    noise: Tensor
-    """(n,) noise level of the low-dose middle slice"""
-    dose: Tensor
-    """(n,) fraction of the full dose"""
-
-
-def prepare(batch: Batch, recipe: SamplingRecipe, device: torch.device) -> Sample:
-    """Move a batch to the device; normalise, make its dose, neighbours and texture, and mirror.
-
-    The added noise of a window and that of a place nearby, each times a cosine and a sine, sum to
-    noise of the same covariance that has not been seen before; its scale makes the dose. Its noise
-    level follows from the measured ones, for the added noise is independent of the full dose's.
-    Zoom and kernel change anatomy and noise alike, and so keep the relation between both doses.
-    """
-    draws = batch.draws
-    low, full, partner, noise = (x.to(device, non_blocking=True) for x in batch[:4])
-    own, other = (
-        torch.tensor([d.mixing for d in draws], device=device).view(-1, 2, 1, 1, 1).unbind(1)
-    )
-    added = own * (low.float() - full) + other * partner.float()
-    full = full.float()
-    low = normalise(full + added)
-    chosen = torch.tensor([_NEIGHBOURS[d.neighbours] for d in draws], device=device)
-    low = low.gather(1, chosen.view(-1, 3, 1, 1).expand_as(low))
-    both = torch.cat([low, normalise(full[:, 1:2])], dim=1)
-    low_variance, full_variance = noise.square().unbind(1)
-    scale = (own.square() + other.square()).flatten()
-    level = full_variance + scale * (low_variance - full_variance).clamp_min(0)
-    level = level.sqrt()
-    if recipe.zoom is not None or recipe.kernels is not None:
-        both, gain = _textured(both, draws, recipe)
-        level = level * gain
-    level = level.clamp_min(FLOOR_HU) / HU_RANGE
-    flips = torch.tensor([(d.flip_rows, d.flip_columns) for d in draws], device=device)
-    for axis, flip in ((2, flips[:, 0]), (3, flips[:, 1])):
-        both = torch.where(flip.view(-1, 1, 1, 1), both.flip(axis), both)
-    dose = torch.tensor([d.dose for d in draws], device=device)
-    return Sample(both[:, :3], both[:, 3:], level, dose)
-
-
-def _textured(both: Tensor, draws: Sequence[Draw], recipe: SamplingRecipe) -> tuple[Tensor, Tensor]:
-    """Resample and sharpen crops (n, c, side, side) to patches; return them and the level's gain.
-
-    The last channel is the full dose, the one of index 1 the low dose of the same slice.
-    """
-    before = both[:, 1] - both[:, -1]
-    side = int(recipe.patch or 0) + (2 * _MARGIN if recipe.kernels else 0)
-    if recipe.zoom is not None:
-        zoom = torch.tensor([d.zoom for d in draws], device=both.device)
-        theta = torch.zeros(len(draws), 2, 3, device=both.device)
-        theta[:, 0, 0] = theta[:, 1, 1] = zoom * side / both.shape[-1]
-        grid = F.affine_grid(theta, [len(draws), 1, side, side], align_corners=False)
-        both = F.grid_sample(both, grid, "bicubic", "reflection", align_corners=False)
-    if recipe.kernels is not None:
-        kernel = torch.tensor([d.kernel for d in draws], device=both.device)
-        both = sharpened(both, kernel)
-    return both, sharpening_gain(before, both[:, 1] - both[:, -1])
