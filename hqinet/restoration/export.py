@@ -16,9 +16,6 @@ from hqinet.restoration.restore import HUModel, Restorer
 USUAL_DOSE = 0.25
 """Dose of the low-dose series of the published cohorts, for whoever does not say."""
 
-USUAL_DOSE = 0.25
-"""Dose of the low-dose series of the published cohorts, for whoever does not say."""
-
 
 def example_windows() -> Tensor:
     """Return an input to trace the exported program with: (2, 3, 48, 72) float32 HU."""

@@ -35,7 +35,6 @@ class Snapshot:
     Attributes:
         identity: UUID of the dataset; a copy of it has the same.
         parent: the commit it was decided from; None for the empty dataset.
-        digest: SHA-256 of the accepted and refused rows.
         rows: all of them, sorted; reserved splits too.
     """
 
@@ -43,8 +42,12 @@ class Snapshot:
     identity: str
     commit: int
     parent: int | None
-    digest: str
     rows: tuple[Row, ...] = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the accepted and refused rows."""
+        return rows_digest(self.rows)
 
     def patients(self, split: str | None = None) -> list[Accepted]:
         """The accepted patients, of one split or of all, sorted by patient.
@@ -128,7 +131,7 @@ class Dataset:
     def _snapshot(self, identity: str, commit: int, rows: Sequence[Row]) -> Snapshot:
         rows = tuple(sorted(rows, key=order))
         parent = commit - 1 if commit else None
-        return Snapshot(self.location, identity, commit, parent, rows_digest(rows), rows)
+        return Snapshot(self.location, identity, commit, parent, rows)
 
     def log(self) -> list[Commit]:
         """All commits, newest first."""
