@@ -107,7 +107,12 @@ class Registry:
         self._uri, self._name, self._owner = tracking_uri, name, owner
 
     def start(self, name: str, params: Mapping[str, Any], inputs: DatasetInputs) -> str:
-        """Open a run and return its id."""
+        """Open a run and return its id.
+
+        Raises RegistryError where the registered model belongs to another dataset: that is better
+        known before a training than after.
+        """
+        self.versions()
         with registry_errors():
             run = self._client.create_run(self._experiment(), run_name=name)
         entries = [Param(key, str(value)) for key, value in params.items()]

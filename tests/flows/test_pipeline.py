@@ -10,11 +10,12 @@ import torch
 from flows import stores
 from flows.evaluate import EvaluationError, evaluate
 from flows.pipeline import PipelineResult, pipeline
+from flows.promote import promote
 from flows.train import train
 from hqinet.training.interrupts import TrainingError
 from hqinet.training.recipe import RecipeError
 from storage.dataset.versions import Dataset
-from storage.models.registry import DatasetInputs
+from storage.models.registry import DatasetInputs, RegistryError
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,27 @@ def test_mistakes_are_named(result):
     elsewhere = stores.registry().start("elsewhere", {}, DatasetInputs("x", 1, "0"))
     with pytest.raises(TrainingError, match="left no folder"):
         train(resume=elsewhere)
+
+
+def test_another_dataset_on_the_same_server_trains_and_judges_nothing_of_ours(
+    result, home, tiny_cohort, tiny_recipe, tmp_path, monkeypatch
+):
+    ours = stores.registry().version(result.train.model)
+    monkeypatch.setenv("HQINET_HOME", str(tmp_path))
+    monkeypatch.setenv("HQINET_TRACKING_URI", f"sqlite:///{home}/mlflow/mlflow.db")
+    with pytest.raises(RegistryError, match=r"belongs to another dataset.*HQINET_MODEL"):
+        pipeline(str(tiny_cohort), "tiny", tiny_recipe)
+    with pytest.raises(RegistryError, match="belongs to another dataset"):
+        evaluate(str(result.train.model))
+    with pytest.raises(RegistryError, match="belongs to another dataset"):
+        promote(result.train.model)
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("HQINET_MODEL", "hqinet-elsewhere")
+    theirs = pipeline(str(tiny_cohort), "tiny", tiny_recipe)
+    assert theirs.promote.champion is None
+    monkeypatch.undo()
+    monkeypatch.setenv("HQINET_HOME", str(home))
+    assert stores.registry().version(result.train.model) == ours
 
 
 def test_nothing_is_written_outside_the_home(result, home):

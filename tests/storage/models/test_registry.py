@@ -133,7 +133,9 @@ def test_a_registered_model_belongs_to_one_dataset(tmp_path):
     with pytest.raises(RegistryError, match=r"belongs to another dataset \(a\).*HQINET_MODEL"):
         theirs.versions()
     with pytest.raises(RegistryError, match="belongs to another dataset"):
-        theirs.register(theirs.start("trial", {}, INPUTS), Middle().eval(), example, {})
+        theirs.start("trial", {}, INPUTS)
+    with pytest.raises(RegistryError, match="belongs to another dataset"):
+        theirs.register(run, Middle().eval(), example, {})
     other = Registry(uri, artifacts, "hqinet-demo", owner("b"))
     assert other.versions() == []
     assert other.register(other.start("trial", {}, INPUTS), Middle().eval(), example, {}) == 1
