@@ -1,10 +1,12 @@
 """The command as its users run it: processes, exit states, one JSON object, no traceback."""
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -141,7 +143,17 @@ def test_a_server_that_is_away_is_one_line(hqinet, tmp_path, variable, verb):
     assert "http://127.0.0.1:9/api" in done.stderr
 
 
-def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """Orphans become children of this process, as they do of `systemd --user`."""
+    subreaper = 36  # PR_SET_CHILD_SUBREAPER
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(subreaper, 1, 0, 0, 0) == 0
+    yield
+    libc.prctl(subreaper, 0, 0, 0, 0)
+
+
+def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path, adopting):
     killed = hqinet(tmp_path)
     killed.home.mkdir()
 
@@ -161,6 +173,7 @@ def test_the_server_of_a_killed_command_is_ended_by_the_next(hqinet, tmp_path):
     process.kill()
     process.wait()
     (orphan,) = servers()
+    assert orphan.ppid() == os.getpid()
     assert killed("dataset", "log").returncode == 1
     orphan.wait(timeout=30)
 
