@@ -88,7 +88,8 @@ def evaluate(
             )
             for row in patients
         ]
-    verdict = judge(rules, version, evidence_of(results), rival, snapshot)
+    evidence = evidence_of(results, frozenset(simulated(snapshot, split)))
+    verdict = judge(rules, version, evidence, rival, snapshot)
     theirs = None if rival is None else counting(rival, snapshot, split)
     champion = None if theirs is None else theirs.table()
     return write_report(version, snapshot, split, policy, results, champion, verdict)
@@ -172,11 +173,13 @@ def evaluate_rival(
         get_run_logger().warning("the champion cannot be compared: %s", error)
 
 
-def evidence_of(results: list[report.PatientResult]) -> gate.Evidence:
+def evidence_of(
+    results: list[report.PatientResult], simulated_doses: frozenset[str]
+) -> gate.Evidence:
     """What the gate judges an evaluation by."""
     slices = pd.concat([result.measured.per_slice for result in results], ignore_index=True)
     failures = {r.patient: r.failure for r in results if r.failure is not None}
-    return gate.Evidence(per_patient(slices), failures)
+    return gate.Evidence(per_patient(slices), failures, simulated_doses)
 
 
 @task(cache_policy=NO_CACHE)
@@ -193,6 +196,7 @@ def write_report(
     evaluation = report.Evaluation(
         _provenance(version, snapshot, split, policy),
         acquisition(snapshot, split),
+        simulated(snapshot, split),
         results,
         champion,
         verdict,
@@ -226,9 +230,16 @@ def acquisition(snapshot: Snapshot, split: str) -> dict[str, str]:
     words = {}
     for row in snapshot.patients(split):
         dose = "dose unknown" if row.dose_fraction is None else f"{row.dose_fraction:.0%} dose"
+        dose += "" if row.implied_dose is None else f" ({row.implied_dose:.0%} by its noise)"
+        dose = f"simulated {dose}" if row.simulated else dose
         spacing = " x ".join(f"{length:.3g}" for length in row.spacing)
         words[row.patient] = f"{row.vendor}, kernel {row.kernel}, {dose}, {spacing} mm"
     return words
+
+
+def simulated(snapshot: Snapshot, split: str) -> dict[str, str]:
+    """Of the patients of a split whose low dose was simulated: what it was made with."""
+    return {row.patient: row.simulated for row in snapshot.patients(split) if row.simulated}
 
 
 def _provenance(

@@ -200,7 +200,7 @@ def release_splits(
 
 _PATIENT = (
     *("patient", "cohort", "split", "slices", "matrix", "spacing", "anatomy", "dose_fraction"),
-    *("vendor", "kernel", "digest", "path", "note"),
+    *("vendor", "kernel", "digest", "path", "note", "implied_dose", "simulated"),
 )
 
 

@@ -7,11 +7,21 @@ from flows.cli.output import print_line, print_refused, print_table
 
 def print_shown(content: dict[str, Any]) -> None:
     """The patients of a commit, and what was refused."""
-    keys = ("patient", "split", "slices", "matrix", "spacing", "anatomy", "dose_fraction")
+    keys = ("patient", "split", "slices", "matrix", "spacing", "anatomy", "dose")
     keys += ("cohort", "note")
     title = f"Commit {content['commit']}, digest {content['digest'][:12]}"
-    print_table(title, keys, ([row[key] for key in keys] for row in content["patients"]))
+    rows = (row | {"dose": _dose(row)} for row in content["patients"])
+    print_table(title, keys, ([row[key] for key in keys] for row in rows))
     print_refused(content["refused"])
+
+
+def _dose(row: dict[str, Any]) -> str:
+    """The dose of the low series as stated, as its noise has it, and whether it was simulated."""
+    stated, implied = row["dose_fraction"], row["implied_dose"]
+    words = ["not stated" if stated is None else f"{stated:g}"]
+    words += [] if implied is None else [f"{implied:.2g} by its noise"]
+    words += ["simulated dose"] if row["simulated"] else []
+    return ", ".join(words)
 
 
 def print_log(content: dict[str, Any]) -> None:

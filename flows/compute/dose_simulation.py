@@ -48,4 +48,8 @@ def simulate_partner(hu: NDArray[np.int16], pair: Pair) -> SimulatedPartner:
         "spectrum": [round(power, 6) for power in made.spectrum.power],
     }
     note = f"simulated dose: {dose:g} of the full dose, {made.implied:.2f} by its noise level"
-    return SimulatedPartner(made.low[0], parameters, note)
+    shown = (
+        f"{dose:g} of the full dose, {made.photons:.3g} photons a ray, seed {simulation.seed}, "
+        f"simulator {simulation.version}"
+    )
+    return SimulatedPartner(made.low[0], parameters, shown, note)

@@ -45,6 +45,11 @@ class Policy(BaseModel):
         ge=2,
         description="Least number of patients to judge on; of one there is no confidence.",
     )
+    delivered_patients: int = Field(
+        0,
+        ge=0,
+        description="Least number of them whose low dose was delivered and not simulated here.",
+    )
     primary: str = Field(
         "psnr", description="Metric that decides; a name in hqinet.quality.metrics.METRICS."
     )
@@ -142,10 +147,12 @@ class Evidence:
 
     patients: a `per_patient` frame with the images "low" and "restored".
     failures: why a patient could not be restored, by patient; the metrics are NaN there.
+    simulated: patients whose low dose was simulated from the full dose.
     """
 
     patients: pd.DataFrame
     failures: Mapping[str, str] = field(default_factory=dict)
+    simulated: frozenset[str] = frozenset()
 
     def image(self, name: str) -> pd.DataFrame:
         """The rows of one image."""
@@ -168,6 +175,7 @@ def judge(
     outcomes = [
         _lineage(lineage),
         _enough(policy, challenger),
+        _delivered(policy, challenger),
         _against_low(policy, challenger),
         *_bias(policy, challenger),
         *(
@@ -198,6 +206,21 @@ def _enough(policy: Policy, challenger: Evidence) -> Outcome:
         figure=count,
         required=f">= {policy.patients}",
         reason=f"judged on {count} patients, required {policy.patients}",
+    )
+
+
+def _delivered(policy: Policy, challenger: Evidence) -> Outcome:
+    """What noise a simulator makes is known to a model that was trained on it."""
+    patients = set(challenger.patients["patient"])
+    simulated = sorted(patients & challenger.simulated)
+    count = len(patients) - len(simulated)
+    word = "none" if not simulated else f"{len(simulated)} ({', '.join(simulated)})"
+    return Outcome(
+        rule="patients with a delivered low dose",
+        passed=count >= policy.delivered_patients,
+        figure=count,
+        required=f">= {policy.delivered_patients}",
+        reason=f"{count} patients with a low dose that was delivered; simulated dose: {word}",
     )
 
 

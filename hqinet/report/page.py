@@ -55,12 +55,14 @@ class Evaluation:
 
     provenance: what was evaluated with what, in the order to be shown.
     acquisition: of each patient, in words: vendor, kernel, dose, spacing.
+    simulated: of patients whose low dose was simulated from the full dose: what it was made with.
     champion: `per_patient` frame of the champion on the same patients, if there is one.
     verdict: what the gate says of it, if it was asked.
     """
 
     provenance: dict[str, str]
     acquisition: dict[str, str]
+    simulated: dict[str, str]
     patients: list[PatientResult]
     champion: pd.DataFrame | None
     verdict: Verdict | None
@@ -103,6 +105,7 @@ def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> Summary:
         dataset_digest=evaluation.provenance["dataset digest"],
         provenance=evaluation.provenance,
         acquisition=evaluation.acquisition,
+        simulated=evaluation.simulated,
         patients=records(patients),
         failures={r.patient: r.failure for r in evaluation.patients if r.failure is not None},
         summary=records(statistics.summarise(patients)),
@@ -134,6 +137,8 @@ def page_template(name: str) -> jinja2.Template:
 def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: Summary) -> str:
     return page_template("report.html.j2").render(
         provenance=evaluation.provenance,
+        simulated=evaluation.simulated,
+        low_dose=_low_dose(evaluation),
         verdict=summary.verdict,
         paper=PAPER,
         metrics=METRICS,
@@ -147,6 +152,16 @@ def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: Summary) -> s
         noise_power=noise_power([(r.anatomy, r.measured.noise) for r in evaluation.patients]),
         viewer=json.dumps(_viewer(evaluation)),
     )
+
+
+def _low_dose(evaluation: Evaluation) -> str:
+    """What a figure over all patients calls their low dose."""
+    simulated = len(evaluation.simulated)
+    if not simulated:
+        return "low dose"
+    if simulated == len(evaluation.patients):
+        return "simulated low dose"
+    return f"low dose ({simulated} of {len(evaluation.patients)} patients: simulated dose)"
 
 
 def _patient_rows(evaluation: Evaluation, patients: pd.DataFrame) -> list[dict[str, Any]]:
@@ -180,6 +195,9 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
         "patients": [
             {
                 "patient": result.patient,
+                "low": "simulated low dose"
+                if result.patient in evaluation.simulated
+                else "low dose",
                 "window": {
                     "level": window_of(result.anatomy).level,
                     "width": window_of(result.anatomy).width,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hqinet.quality.gate import Evidence, Verdict
 from hqinet.quality.metrics import DEFINITION, METRICS
 
-SCHEMA = 2
+SCHEMA = 3
 """Of `summary.json`; one of another number is not read, but made anew."""
 Records = list[dict[str, Any]]
 
@@ -34,6 +34,9 @@ class Summary(BaseModel):
     dataset_digest: str = Field(description="Digest of the commit's rows.")
     provenance: dict[str, str]
     acquisition: dict[str, str]
+    simulated: dict[str, str] = Field(
+        description="Of patients whose low dose was simulated: what it was made with."
+    )
     patients: Records = Field(description="The `per_patient` table.")
     failures: dict[str, str] = Field(description="Why a patient could not be restored.")
     summary: Records
@@ -50,7 +53,7 @@ class Summary(BaseModel):
 
     def evidence(self) -> Evidence:
         """What the gate judges by."""
-        return Evidence(self.table(), self.failures)
+        return Evidence(self.table(), self.failures, frozenset(self.simulated))
 
     def to_json(self) -> str:
         """The text of the file."""

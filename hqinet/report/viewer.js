@@ -63,7 +63,8 @@ async function draw() {
   drawSwipe(images, table);
   $("slice-name").textContent = `slice ${now.index}${now.label ? " (" + now.label + ")" : ""}`;
   $("window-name").textContent = `level ${Math.round(state.level)} HU, width ${Math.round(state.width)} HU`;
-  $("shown").textContent = `${patient().patient}, ${$("slice-name").textContent}, ${$("window-name").textContent}`;
+  $("shown").textContent = `${patient().patient}, ${patient().low}, ${$("slice-name").textContent}, ${$("window-name").textContent}`;
+  $("low-name").textContent = patient().low;
   $("difference-name").textContent = `restored − full, ±${Math.round(span / 2)} HU`;
   document.body.dataset.drawn = `${patient().patient}/${now.index}/${Math.round(state.level)}/${Math.round(state.width)}`;
 }
@@ -91,7 +92,7 @@ async function drawSheet() {
       row.append(canvas);
     }
     const caption = document.createElement("figcaption");
-    caption.textContent = `${p.patient}, slice ${chosen.index}, level ${p.window.level} HU, width ${p.window.width} HU`;
+    caption.textContent = `${p.patient}, ${p.low}, slice ${chosen.index}, level ${p.window.level} HU, width ${p.window.width} HU`;
     figure.append(row, caption);
     figure.addEventListener("click", () => { setPatient(index); $("patient").scrollIntoView(); });
     $("sheet").append(figure);

@@ -39,6 +39,9 @@ class Accepted:
             folder they were read from: what shows that a changed volume is of the same person.
         frame_of_reference: digest of the full-dose series' own.
         size: bytes of the volume's objects; None where it was written before this was kept.
+        implied_dose: of the low series, as the noise of both images has it; None where it could
+            not be measured, or was not yet.
+        simulated: what the low dose was made with; None where it was delivered.
     """
 
     patient: str
@@ -61,6 +64,8 @@ class Accepted:
     identity_evidence: tuple[str, ...] = ()
     frame_of_reference: str = ""
     size: int | None = None
+    implied_dose: float | None = None
+    simulated: str | None = None
     status: Literal["accepted"] = "accepted"
 
     @property
@@ -126,7 +131,7 @@ class Reserved:
 
 Row = Accepted | Refused | Reserved
 
-SCHEMA_NUMBER = 2
+SCHEMA_NUMBER = 3
 _TEXTS = pa.list_(pa.string())
 _FIRST_COLUMNS = {
     "key": pa.string(),
@@ -162,6 +167,8 @@ SCHEMA = delta.schema(
         "frame_of_reference": pa.string(),
         "size": pa.int64(),
         "delivery": pa.string(),
+        "implied_dose": pa.float64(),
+        "simulated": pa.string(),
     },
     SCHEMA_NUMBER,
 )
@@ -170,6 +177,7 @@ SCHEMA = delta.schema(
 _RENAMED = {1: {"studies": "identity_evidence"}}
 # Of the data, not of the delivery: another copy of the same files changes none of them.
 _DIGESTED = [name for name in _FIRST_COLUMNS if name != "fingerprint"]
+# Doses implied and simulated are not among them: the digest of the volume stands for both.
 _DIGESTED_LATER: tuple[str, ...] = ()
 
 

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.dataset import keys, writing
+from storage.dataset.lazy_volume import LazyVolume
 from storage.dataset.rows import Accepted, Refused
+from storage.dataset.volumes import DOSES, SHARD_SLICES
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series
 from storage.errors import StorageError, StoreError
 from storage.ingest.delivery import Delivery, Run, SimulatedPartner, Simulator
+from storage.ingest.implied_dose import doubt, implied_dose
 from storage.ingest.memory import ConversionMemory
 from storage.ingest.pairing import Pair
 from storage.ingest.planning import Plan, refused_row
@@ -65,13 +68,13 @@ class Conversion:
         slices: dict[str, Iterable] = {
             dose: _decode(dose, decoder) for dose, decoder in decoders.items()
         }
-        description, notes = describe(pair), []
+        description, notes, simulated = describe(pair), [], None
         if pair.simulation is not None:
             volume = np.stack(list(slices["full"]))
             partner = self._simulated(volume, pair)
             slices = {"low": partner.hu, "full": volume}
             description["simulated"] = partner.parameters
-            notes = [partner.note]
+            notes, simulated = [partner.note], partner.shown
         full, geometry = pair.full.series, pair.full.series.geometry
         written = writing.write(
             self.location,
@@ -87,7 +90,8 @@ class Conversion:
                 "low dose and full dose hold the same pixels; expected two different images",
                 tuple(one.slices[0].path for one in series.values()),
             )
-        notes += [pair.note]
+        implied = self._implied_dose(written.path, (len(geometry), full.rows, full.columns))
+        notes += [pair.note, doubt(pair.dose_fraction, implied)]
         for dose, one in series.items():
             notes += [f"{dose} dose: {note}" for note in _notes(decoders[dose], one)]
         return Accepted(
@@ -110,7 +114,14 @@ class Conversion:
             identity_evidence=pair.identity_evidence,
             frame_of_reference=geometry.frame_of_reference,
             size=written.size,
+            implied_dose=implied,
+            simulated=simulated,
         )
+
+    def _implied_dose(self, path: str, shape: tuple[int, int, int]) -> float | None:
+        place = self.location.child(path)
+        low, full = (LazyVolume(place, dose, shape, SHARD_SLICES) for dose in DOSES)
+        return implied_dose(low, full)
 
     def _simulated(self, volume: NDArray[np.int16], pair: Pair) -> SimulatedPartner:
         if self.simulate is None:

@@ -36,11 +36,13 @@ class SimulatedPartner:
     Attributes:
         hu: (slices, rows, columns) int16.
         parameters: all that it was made with, as JSON attributes of the volume.
+        shown: the same in a few words, for the catalog and the report.
         note: what a reader of the catalog should know.
     """
 
     hu: NDArray[np.int16]
     parameters: dict[str, object]
+    shown: str
     note: str
 
 

@@ -233,3 +233,18 @@ def test_a_partial_table_of_biases_keeps_the_other_tissues(tmp_path):
     file.write_text("[hu_bias]\nliver = 5.0")
     with pytest.raises(PolicyError, match="liver"):
         load_policy(str(file))
+
+
+def test_a_policy_may_ask_for_patients_whose_low_dose_was_delivered():
+    evidence = Evidence(table({"A": 1.0, "B": 1.0, "C": 1.0}), simulated=frozenset("BC"))
+    rule = "patients with a delivered low dose"
+
+    def outcome(least):
+        policy = gate.Policy(delivered_patients=least)
+        found = gate.judge(policy, evidence, None, {"commit": "1"}).outcomes
+        return next(one for one in found if one.rule == rule)
+
+    assert outcome(1).passed
+    refused = outcome(2)
+    assert (refused.passed, refused.figure) == (False, 1)
+    assert "simulated dose: 2 (B, C)" in refused.reason

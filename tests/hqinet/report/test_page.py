@@ -73,7 +73,8 @@ def evaluation(tmp_path_factory) -> report.Evaluation:
         "evaluated by code": "0.1.0",
     }
     acquired = {result.patient: "GE, kernel soft, 10% dose" for result in results}
-    return report.Evaluation(provenance, acquired, results, champion, verdict)
+    made = {"P1": "0.25 of the full dose, seed 0"}
+    return report.Evaluation(provenance, acquired, made, results, champion, verdict)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_a_summary_is_read_again_as_it_was_written(folder, evaluation):
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda text: text[:-200], lambda text: text.replace('"schema": 2', '"schema": 1')],
+    [lambda text: text[:-200], lambda text: text.replace('"schema": 3', '"schema": 2')],
 )
 def test_half_a_summary_or_one_of_another_schema_is_none(folder, spoil):
     assert load_summary(spoil((folder / "summary.json").read_text())) is None
@@ -160,7 +161,7 @@ def test_who_could_not_be_restored_is_named_with_the_reason(evaluation, tmp_path
     measured = measure_unrestored(pair, spacing=(0.7, 0.7), device=CPU, batch=BATCH)
     lost = report.PatientResult("P5", "chest", measured, [], "the model returned NaN")
     provenance, acquired = evaluation.provenance, evaluation.acquisition | {"P5": "GE"}
-    whole = report.Evaluation(provenance, acquired, [*evaluation.patients, lost], None, None)
+    whole = report.Evaluation(provenance, acquired, {}, [*evaluation.patients, lost], None, None)
     patients = report.write(whole, tmp_path)
     row = patients[patients["patient"] == "P5"].set_index("image")["psnr"]
     assert np.isfinite(row["low"])
@@ -305,7 +306,7 @@ def test_the_sheet_shows_every_patient_and_leads_to_the_viewer(page, evaluation)
 
 def test_text_from_elsewhere_is_text(page, folder):
     assert "&lt;script&gt;alert(1)" in (folder / "report.html").read_text()
-    assert "alert(1)" in page.locator("dl").inner_text()
+    assert "alert(1)" in page.locator("dl").last.inner_text()
 
 
 def test_no_console_error_and_nothing_from_a_network(page, folder):
@@ -326,3 +327,21 @@ def test_nothing_is_cut_off_on_a_narrow_screen(page, width):
     page.set_viewport_size({"width": 1300, "height": 900})
     assert beyond == []
     assert overflow <= 0
+
+
+def test_a_simulated_dose_is_said_at_the_head_and_of_each_figure(page, folder, evaluation):
+    assert load_summary((folder / report.SUMMARY).read_text()).simulated == evaluation.simulated
+    head = page.inner_text("section.synthetic")
+    assert head.startswith("Simulated dose.")
+    assert "1 of 3 patients" in head
+    assert "0.25 of the full dose, seed 0" in head
+    text = page.inner_text("main")
+    assert text.count("low dose (1 of 3 patients: simulated dose)") == 4
+    captions = page.locator("#sheet figcaption").all_inner_texts()
+    assert ["simulated low dose" in caption for caption in captions] == [False, True, False]
+    page.select_option("#patient", "1")
+    assert drawn(page)[0] == "P1"
+    assert page.inner_text("#low-name") == "simulated low dose"
+    page.select_option("#patient", "0")
+    drawn(page)
+    assert page.inner_text("#low-name") == "low dose"

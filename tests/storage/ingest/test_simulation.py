@@ -14,7 +14,10 @@ RULES = CohortRules(simulate=SimulationRules(dose=0.25, seed=3))
 def brighter(hu, pair):
     """A simulator that can be seen through."""
     return SimulatedPartner(
-        (hu + pair.simulation.seed).astype(np.int16), {"dose": pair.dose_fraction}, "simulated dose"
+        (hu + pair.simulation.seed).astype(np.int16),
+        {"dose": pair.dose_fraction},
+        "a quarter",
+        "simulated dose",
     )
 
 
@@ -22,7 +25,7 @@ def test_a_full_dose_series_gets_a_partner(tmp_path, series, dataset, deliver):
     series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
     done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
     (row,) = done.snapshot.patients()
-    assert (row.note, row.dose_fraction) == ("simulated dose", 0.25)
+    assert (row.note, row.dose_fraction, row.simulated) == ("simulated dose", 0.25, "a quarter")
     assert done.refused == []
     volume = done.snapshot.volume("L001")
     np.testing.assert_array_equal(volume.low[:], volume.full[:] + 3)
@@ -37,7 +40,7 @@ def test_a_delivered_partner_comes_first(tmp_path, series, dataset, deliver):
     series("L001", "LOW", seed=1, low=True).write(tmp_path / "source" / "low")
     done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
     (row,) = done.snapshot.patients()
-    assert row.note is None
+    assert (row.note, row.simulated) == (None, None)
     assert "simulated" not in zarr.open_group(f"{dataset.location}/{row.path}", mode="r").attrs
 
 
