@@ -7,28 +7,23 @@ Lesions are put into low and full dose alike, for the noise that was added does 
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from real_pairs import RealPair, read_pair
 from torch import Tensor
 
 from hqinet.quality.ceiling import dose_ceiling
-from hqinet.quality.detectability import detect, laguerre_gauss, lesion
-from hqinet.quality.edge_response import CONTRASTS, edge_profiles, relative_sharpness
-from hqinet.quality.noise_spectrum import NoisePowerMeter, mean_frequency
+from hqinet.quality.reader_study import Estimate, ask_observer
 from hqinet.quality.reference import find_body, find_tissues
+from hqinet.quality.tasks import Tasks, perform_tasks
 from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel, read_windows
+from hqinet.samples.pairs import VolumePair
 
 REPORTED = ("C902", "L902", "X905", "X906", "X907", "X908")
 """Patients on which nothing was chosen and no network was trained."""
-ROI = 40
-LESIONS = ((8.0, -40.0), (6.0, -30.0), (10.0, -20.0))
-"""Diameter in mm and contrast in HU."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +45,23 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
+    performed: list[Tasks] = []
     for patient in options.patients:
         pair = read_pair(options.data, patient, options.slices)
         model = load_exported(options.model, dose=pair.dose)
         with torch.inference_mode():
-            judge(pair, restore(pair, model))
-            lesions(pair, model)
+            of = restore(pair, model)
+            judge(pair, of)
+            performed.append(perform(pair, of, model))
+    study = ask_observer(performed)
+    print(f"observer, {study.places} places of {study.patients} patients:")
+    for question, answer in study.answers.items():
+        d = ", ".join(f"{name} {estimate(value)}" for name, value in answer.index.items())
+        print(f"  {question}: d' {d}; restored over low {estimate(answer.ratio)}")
+
+
+def estimate(of: Estimate) -> str:
+    return f"{of.value:.2f} [{of.low:.2f}, {of.high:.2f}]"
 
 
 def restore(pair: RealPair, model: HUModel) -> Restored:
@@ -96,101 +102,28 @@ def judge(pair: RealPair, of: Restored) -> None:
     }
     print("  bias, HU: " + ", ".join(f"{name} {value:+.2f}" for name, value in bias.items()))
     removed, added = of.low - of.with_neighbours, of.low - of.full
-    optimum = math.sqrt(1 - pair.dose)
     print(
         f"  SD removed over SD added {float(removed[body].std() / added[body].std()):.2f} "
-        f"(optimum {optimum:.2f}); mean frequency of neighbours' difference, 1/mm: "
-        + ", ".join(
-            f"{name} {texture(image, body, pair.full.pixel):.3f}"
-            for name, image in (
-                ("low", of.low),
-                ("restored", of.with_neighbours),
-                ("full", of.full),
-            )
-        )
+        f"(optimum {math.sqrt(1 - pair.dose):.2f})"
     )
-    print("  edges, slope over full dose's: " + ", ".join(edges(of, body)))
 
 
-def texture(image: Tensor, body: Tensor, pixel: float) -> float:
-    meter = NoisePowerMeter((image.shape[1], image.shape[2]), (pixel, pixel))
-    meter.add(image.diff(dim=0), body[1:] & body[:-1])
-    return mean_frequency(meter.result())
-
-
-def edges(of: Restored, body: Tensor) -> Iterator[str]:
-    for kind in CONTRASTS:
-        sums, count = [np.zeros(0), np.zeros(0)], 0
-        for z in range(len(of.full)):
-            one, other, found = edge_profiles(of.with_neighbours[z], of.full[z], body[z], kind)
-            if found:
-                pair = [found * one, found * other]
-                sums = [a + b if count else b for a, b in zip(sums, pair, strict=True)]
-                count += found
-        if count > 200:
-            yield f"{kind} {relative_sharpness(*sums):.2f} ({count})"
-
-
-def lesions(pair: RealPair, model: HUModel) -> None:
-    """Detection of low-contrast lesions in soft tissue, by low, restored and full dose."""
-    low, full = (torch.from_numpy(v).float() for v in (pair.low, pair.full.hu))
-    places = [place for z in range(len(full)) for place in smooth_places(full[z], z)]
-    for diameter, contrast in LESIONS:
-        drawn = torch.from_numpy(
-            lesion(ROI, pair.full.pixel, diameter=diameter, contrast=contrast, edge=0.5)
-        ).float()
-        channels = laguerre_gauss(ROI, 1.5 * diameter / pair.full.pixel)
-        said = []
-        for name, image, restorer in (
-            ("low", low, None),
-            ("restored", low, model),
-            ("full", full, None),
-        ):
-            present, absent = (
-                regions(image, places, part, restorer) for part in (drawn, 0 * drawn)
-            )
-            if len(present) < 2 * 2 * len(channels):
-                return
-            found = detect(present, absent, channels)
-            low_end, high_end = found.interval
-            said.append(f"{name} {found.index:.2f} [{low_end:.2f}, {high_end:.2f}]")
-        print(
-            f"  lesion {diameter:g} mm {contrast:g} HU, {len(places)} places: d' " + ", ".join(said)
-        )
-
-
-def smooth_places(full: Tensor, z: int) -> Iterator[tuple[int, int, int]]:
-    """Places of a grid around which there is soft tissue alone."""
-    rows, columns = full.shape
-    for row in range(0, rows - ROI, ROI):
-        for column in range(0, columns - ROI, ROI):
-            # Smoothed, or noise would choose.
-            part = full[row : row + ROI, column : column + ROI]
-            mean = torch.nn.functional.avg_pool2d(part[None], 7, 1)
-            if mean.min() > -20 and mean.max() < 150:
-                yield z, row, column
-
-
-def regions(
-    image: Tensor,
-    places: list[tuple[int, int, int]],
-    drawn: Tensor,
-    model: Callable[[Tensor], Tensor] | None,
-) -> np.ndarray:
-    changed = image.clone()
-    for z, row, column in places:
-        changed[z, row : row + ROI, column : column + ROI] += drawn
-    if model is not None:
-        slices = {z for z, _, _ in places}
-        stack = changed.round().to(torch.int16).numpy()
-        for z in slices:
-            window = torch.from_numpy(read_windows(stack, z, z + 1)).float()
-            changed[z] = model(window)[0, 0]
-    return (
-        np.stack([changed[z, r : r + ROI, c : c + ROI].double().numpy() for z, r, c in places])
-        if places
-        else np.zeros((0, ROI, ROI))
-    )
+def perform(pair: RealPair, of: Restored, model: HUModel) -> Tasks:
+    """Print what a reader can do with a patient's slices, and return what an observer saw."""
+    stated = VolumePair(pair.patient, "abdomen", pair.low, pair.full.hu, pair.dose)
+    restored = of.with_neighbours.round().short().numpy()
+    spacing, device = (pair.full.pixel, pair.full.pixel), torch.device("cpu")
+    tasks = perform_tasks(stated, restored, model, spacing=spacing, device=device)
+    figures = tasks.figures
+    for name, values in (
+        ("mean frequency of noise, 1/mm", figures.frequency),
+        ("slope of edges over full dose's", figures.sharpness),
+        ("visual fidelity in the abdomen's window", figures.fidelity),
+        ("structure invented over low dose's", {"": figures.invented}),
+    ):
+        there = {key: value for key, value in values.items() if value is not None}
+        print(f"  {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in there.items()))
+    return tasks
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ from flows.settings import EvaluateSettings, Settings
 from hqinet.devices import pick_device
 from hqinet.quality import gate
 from hqinet.quality.evaluation import RESTORED, measure_patient, measure_unrestored
+from hqinet.quality.policy import load_policy
+from hqinet.quality.reader_study import ReaderStudy, ask_observer
 from hqinet.quality.statistics import per_patient
+from hqinet.quality.tasks import perform_tasks
 from hqinet.report import comparison
 from hqinet.report import page as report
 from hqinet.report.key_slices import CHOSEN_BY, choose_slices, keep_views
@@ -72,7 +75,7 @@ def evaluate(
         policy: Promotion policy that the report's verdict is made by.
         settings: How volumes are restored.
     """
-    rules = gate.load_policy(policy)
+    rules = load_policy(policy)
     version = stores.registry().version(model)
     snapshot = stores.dataset().snapshot(commit)
     patients = check_leakage(version, snapshot, split)
@@ -88,11 +91,12 @@ def evaluate(
             )
             for row in patients
         ]
-    evidence = evidence_of(results, frozenset(simulated(snapshot, split)))
+    study = ask_observer([result.tasks for result in results if result.tasks is not None])
+    evidence = evidence_of(results, frozenset(simulated(snapshot, split)), study)
     verdict = judge(rules, version, evidence, rival, snapshot)
     theirs = None if rival is None else counting(rival, snapshot, split)
     champion = None if theirs is None else theirs.table()
-    return write_report(version, snapshot, split, policy, results, champion, verdict)
+    return write_report(version, snapshot, split, policy, results, study, champion, verdict)
 
 
 @task(cache_policy=NO_CACHE)
@@ -158,7 +162,8 @@ def judged(
         slices = measured.per_slice
         quality = slices[slices["image"] == RESTORED][CHOSEN_BY].to_numpy()
         views = keep_views(pair, restored, choose_slices(quality), budget)
-    return report.PatientResult(row.patient, row.anatomy, measured, views)
+        tasks = perform_tasks(pair, restored, model, spacing=row.spacing[1:], device=device)
+    return report.PatientResult(row.patient, row.anatomy, measured, views, tasks=tasks)
 
 
 def evaluate_rival(
@@ -174,12 +179,13 @@ def evaluate_rival(
 
 
 def evidence_of(
-    results: list[report.PatientResult], simulated_doses: frozenset[str]
+    results: list[report.PatientResult], simulated_doses: frozenset[str], study: ReaderStudy
 ) -> gate.Evidence:
     """What the gate judges an evaluation by."""
     slices = pd.concat([result.measured.per_slice for result in results], ignore_index=True)
     failures = {r.patient: r.failure for r in results if r.failure is not None}
-    return gate.Evidence(per_patient(slices), failures, simulated_doses)
+    tasks = {r.patient: r.tasks.figures for r in results if r.tasks is not None}
+    return gate.Evidence(per_patient(slices), failures, simulated_doses, tasks, study)
 
 
 @task(cache_policy=NO_CACHE)
@@ -189,6 +195,7 @@ def write_report(
     split: str,
     policy: str,
     results: list[report.PatientResult],
+    study: ReaderStudy,
     champion: pd.DataFrame | None,
     verdict: gate.Verdict,
 ) -> EvaluateResult:
@@ -198,6 +205,7 @@ def write_report(
         acquisition(snapshot, split),
         simulated(snapshot, split),
         results,
+        study,
         champion,
         verdict,
     )

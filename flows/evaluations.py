@@ -7,6 +7,7 @@ from flows import lineage, stores
 from flows.errors import FlowError
 from hqinet.quality import gate
 from hqinet.quality.metrics import DEFINITION
+from hqinet.quality.policy import Policy
 from hqinet.report.page import SUMMARY
 from hqinet.report.summary import Summary, load_summary
 from storage.dataset.versions import Snapshot
@@ -73,7 +74,7 @@ def rival_of(version: ModelVersion, history: History | None = None) -> ModelVers
 
 
 def judge(
-    policy: gate.Policy,
+    policy: Policy,
     version: ModelVersion,
     evidence: gate.Evidence,
     rival: ModelVersion | None,

@@ -16,7 +16,7 @@ from flows.settings import (
     TrainSettings,
 )
 from flows.train import NO_OVERRIDES, TrainResult, train
-from hqinet.quality.gate import load_policy
+from hqinet.quality.policy import load_policy
 from hqinet.training.recipe import load_recipe
 from storage.ingest.outcome import Outcome
 

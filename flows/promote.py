@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from flows import stores
 from flows.evaluations import SPLIT, PromotionError, champion, counting, judge, missing
 from hqinet.quality import gate
+from hqinet.quality.policy import Policy, load_policy
 from storage.dataset.versions import Snapshot
 from storage.errors import Conflict
 from storage.models.promotions import Entry, History
@@ -39,7 +40,7 @@ def promote(
         commit: Of the dataset, on which both were evaluated; the latest if empty.
         policy: Name of a policy or a TOML file.
     """
-    rules = gate.load_policy(policy)
+    rules = load_policy(policy)
     version = stores.registry().version("latest" if model is None else model)
     snapshot = stores.dataset().snapshot(commit)
     while True:
@@ -99,7 +100,7 @@ def rollback_promotion() -> PromoteResult:
 
 @task(cache_policy=NO_CACHE)
 def judge_version(
-    version: ModelVersion, rival: ModelVersion | None, snapshot: Snapshot, policy: gate.Policy
+    version: ModelVersion, rival: ModelVersion | None, snapshot: Snapshot, policy: Policy
 ) -> gate.Verdict:
     """The verdict on a version; a missing report is a rule that fails, not an error."""
     if rival is not None and rival.version == version.version:

@@ -14,8 +14,10 @@ Array = NDArray[np.float64]
 CHANNELS = 6
 LEAST = 2
 """Images of a kind for each channel, without which a covariance cannot be estimated."""
-_RESAMPLED = 400
-_INTERVAL = (2.5, 97.5)
+RESAMPLED = 400
+"""Samples of a bootstrap over images."""
+INTERVAL = (2.5, 97.5)
+"""Percentiles of an interval."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +79,32 @@ def detect(
         )
     kinds = [images.reshape(len(images), -1) @ channels.T for images in (present, absent)]
     random = np.random.default_rng(seed)
-    index = _index(*kinds, internal_noise)
+    index = detectability_index(*kinds, internal_noise)
     again = []
-    for _ in range(_RESAMPLED):
-        drawn = [_drawn_anew(seen, random) for seen in kinds]
-        again.append(_index(*drawn, internal_noise))
-    low, high = np.percentile(again, _INTERVAL)
+    for _ in range(RESAMPLED):
+        drawn = [seen[drawn_anew(len(seen), random)] for seen in kinds]
+        again.append(detectability_index(*drawn, internal_noise))
+    low, high = np.percentile(again, INTERVAL)
     return Detection(index, (float(low), float(high)), float(ndtr(index / np.sqrt(2))))
 
 
-def _drawn_anew(seen: Array, random: np.random.Generator) -> Array:
-    """Draw with replacement, each half from itself: no image is learned and tested on at once."""
-    drawn = np.empty_like(seen)
+def drawn_anew(count: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """Return indices drawn with replacement, those of even and of odd images each from their own.
+
+    So that no image is learned and tested on at once.
+    """
+    drawn = np.arange(count)
     for half in (0, 1):
-        own = seen[half::2]
+        own = drawn[half::2].copy()
         drawn[half::2] = own[random.integers(len(own), size=len(own))]
     return drawn
 
 
-def _index(present: Array, absent: Array, internal_noise: float) -> float:
+def detectability_index(present: Array, absent: Array, internal_noise: float = 0.0) -> float:
+    """Return d' of the observer from what its channels see of each image, (n, channels) each.
+
+    It learns on even images what it is tested on with odd ones, and the other way round.
+    """
     distances, variances = [], []
     for half in (0, 1):
         learn, test = (
@@ -109,5 +118,9 @@ def _index(present: Array, absent: Array, internal_noise: float) -> float:
         blur = float(template @ own @ template)
         distances.append(answers[0].mean() - answers[1].mean())
         variances.append((answers[0].var(ddof=1) + answers[1].var(ddof=1)) / 2 + blur)
-    scale = np.sqrt(variances)
-    return float(np.mean(np.array(distances) / scale))
+    # Who sees no difference at all has learned nothing: 0, not 0 over 0.
+    shares = [
+        distance / variance**0.5 if variance > 0 else np.inf * distance if distance else 0.0
+        for distance, variance in zip(distances, variances, strict=True)
+    ]
+    return float(np.mean(shares))

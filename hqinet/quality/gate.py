@@ -4,77 +4,19 @@ A pure judgement of per-patient tables against a typed policy; who asks, and wha
 business of the flows. Every rule is always judged, so that a refusal names all of its reasons.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from hqinet.errors import HqinetError
 from hqinet.quality.metrics import METRICS
+from hqinet.quality.policy import Policy
+from hqinet.quality.reader_study import QUESTIONS, ReaderStudy
 from hqinet.quality.statistics import FEWEST, differences, lower_bound
-
-
-class PolicyError(HqinetError):
-    """A policy that cannot be read; the message is one line that says what to mend."""
-
-
-class BiasLimits(BaseModel):
-    """Largest mean HU bias of each tissue, either sign."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lung: float = Field(15.0, ge=0)
-    fat: float = Field(10.0, ge=0)
-    soft: float = Field(10.0, ge=0)
-    bone: float = Field(30.0, ge=0)
-
-
-class Policy(BaseModel):
-    """What a challenger must show. Differences are signed so that more is better."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    patients: int = Field(
-        3,
-        ge=2,
-        description="Least number of patients to judge on; of one there is no confidence.",
-    )
-    delivered_patients: int = Field(
-        0,
-        ge=0,
-        description="Least number of them whose low dose was delivered and not simulated here.",
-    )
-    primary: str = Field(
-        "psnr", description="Metric that decides; a name in hqinet.quality.metrics.METRICS."
-    )
-    margin: float = Field(
-        0.1,
-        description="Least mean gain over the champion, or over low dose where there is none, in "
-        "its unit.",
-    )
-    confidence: float = Field(
-        0.9,
-        gt=0.5,
-        lt=1,
-        description="That the true mean gain reaches the margin, by a bootstrap over patients.",
-    )
-    anatomy_loss: float = Field(
-        0.1, ge=0, description="Most that the mean of any one anatomy may lose to the champion."
-    )
-    patient_loss: float = Field(
-        0.5, ge=0, description="Most that any one patient may lose to the champion."
-    )
-    hu_bias: BiasLimits = Field(
-        BiasLimits(),
-        description="Largest mean HU bias of each tissue in any anatomy, either sign; a tissue "
-        "that is not named keeps its default.",
-    )
+from hqinet.quality.tasks import TaskFigures
 
 
 class Outcome(BaseModel):
@@ -124,23 +66,6 @@ class Verdict(BaseModel):
         return [outcome.reason for outcome in self.outcomes if not outcome.passed]
 
 
-def load_policy(name_or_path: str) -> Policy:
-    """Read a policy: a name in hqinet/quality/policies or a TOML file. Raises PolicyError."""
-    file = Path(name_or_path)
-    if file.suffix != ".toml":
-        file = Path(str(resources.files("hqinet.quality"))) / "policies" / f"{name_or_path}.toml"
-    try:
-        policy = Policy(**tomllib.loads(file.read_text()))
-    except OSError:
-        raise PolicyError(f"no policy {name_or_path!r}; give a name or a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise PolicyError(f"policy {file.name}: {' '.join(str(error).split())}") from None
-    usable = [name for name, metric in METRICS.items() if metric.target in ("high", "low")]
-    if policy.primary not in usable:
-        raise PolicyError(f"policy {file.name}: primary {policy.primary!r} is none of {usable}")
-    return policy
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What an evaluation says of a version.
@@ -148,11 +73,15 @@ class Evidence:
     patients: a `per_patient` frame with the images "low" and "restored".
     failures: why a patient could not be restored, by patient; the metrics are NaN there.
     simulated: patients whose low dose was simulated from the full dose.
+    tasks: what was measured of the reader's tasks, by patient who could be restored.
+    study: what an observer makes of lesions, over all of them.
     """
 
     patients: pd.DataFrame
     failures: Mapping[str, str] = field(default_factory=dict)
     simulated: frozenset[str] = frozenset()
+    tasks: Mapping[str, TaskFigures] = field(default_factory=dict)
+    study: ReaderStudy = field(default_factory=ReaderStudy)
 
     def image(self, name: str) -> pd.DataFrame:
         """The rows of one image."""
@@ -178,6 +107,8 @@ def judge(
         _delivered(policy, challenger),
         _against_low(policy, challenger),
         *_bias(policy, challenger),
+        _texture(policy, challenger),
+        *(_observed(policy, question, challenger) for question in QUESTIONS),
         *(
             [_first(policy, challenger)]
             if champion is None
@@ -295,6 +226,67 @@ def _bias_in(tissue: str, allowed: float, challenger: Evidence) -> Outcome:
         required=required,
         reason=f"bias in {tissue} of the {worst} is {of_anatomy[worst]:.1f} HU either way, "
         f"allowed {allowed:g}",
+    )
+
+
+def _texture(policy: Policy, challenger: Evidence) -> Outcome:
+    """Noise that is left is to look like full dose's; blotches have a lower mean frequency."""
+    rule, required = "texture of the noise left", f"within {policy.texture:.0%} of full dose's"
+    measured = {
+        patient: figures.texture
+        for patient, figures in challenger.tasks.items()
+        if figures.frequency["full"] is not None
+    }
+    if not measured:
+        return Outcome(
+            rule=rule,
+            passed=True,
+            figure=None,
+            required=required,
+            reason="no patient has neighbouring slices with a body to read noise from",
+            applicable=False,
+        )
+    ratios = pd.Series(measured, dtype=float)
+    if ratios.isna().any():
+        return _unmeasured("the texture", challenger, ratios, rule, required)
+    anatomy = challenger.image("restored").set_index("patient")["anatomy"]
+    means = ratios.groupby(anatomy.reindex(ratios.index)).mean()
+    worst = (means - 1).abs().idxmax()
+    return Outcome(
+        rule=rule,
+        passed=bool(abs(means[worst] - 1) <= policy.texture),
+        figure=means[worst],
+        required=required,
+        reason=f"the noise left in the {worst} has {means[worst]:.2f} of the mean frequency of "
+        f"full dose's, allowed {1 - policy.texture:.2g} to {1 + policy.texture:.2g}",
+    )
+
+
+def _observed(policy: Policy, question: str, challenger: Evidence) -> Outcome:
+    """Whether an observer is served no worse than by low dose, as far as places can tell."""
+    least, study = policy.reader.of(question), challenger.study
+    rule, required = f"{question} of lesions", f">= {least:g} of low dose's within 95 %"
+    if question not in study.answers:
+        return Outcome(
+            rule=rule,
+            passed=True,
+            figure=None,
+            required=required,
+            reason=f"{study.places} places of soft tissue are too few for the observer",
+            applicable=False,
+        )
+    ratio = study.answers[question].ratio
+    if ratio.value is None or ratio.low is None or ratio.high is None:
+        reason = f"{question} of lesions cannot be measured: the observer's index is not finite"
+        return Outcome(rule=rule, passed=False, figure=None, required=required, reason=reason)
+    return Outcome(
+        rule=rule,
+        passed=ratio.high >= least,
+        figure=ratio.value,
+        required=required,
+        reason=f"{question} index is {ratio.value:.2f} of low dose's ({ratio.low:.2f} to "
+        f"{ratio.high:.2f}) at {study.places} places of {study.patients} patients, required "
+        f"{least:g}",
     )
 
 

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SCALES = 4
+SMALLEST = 41
+"""Pixels a side that the coarsest scale needs."""
 NOISE = 2.0
 """Variance of the visual system's own noise, for intensities of 0 to 255."""
 _TINY = 1e-10
@@ -17,7 +19,7 @@ def visual_fidelity(image: Tensor, reference: Tensor) -> Tensor:
     for an image of more contrast. ValueError below 41 pixels a side, which the coarsest of the four
     scales needs; NaN for a reference without structure.
     """
-    if min(image.shape[1:]) < 41:
+    if min(image.shape[1:]) < SMALLEST:
         raise ValueError(f"images of 41x41 pixels or more, not {tuple(image.shape[1:])}")
     x, y = reference.double()[:, None], image.double()[:, None]
     seen = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -17,8 +17,11 @@ from hqinet.quality import statistics
 from hqinet.quality.evaluation import Measured
 from hqinet.quality.gate import Verdict
 from hqinet.quality.metrics import METRICS
+from hqinet.quality.reader_study import ReaderStudy
 from hqinet.quality.reference import WINDOWS, window_of
-from hqinet.report.figures import distributions, noise_power
+from hqinet.quality.tasks import Tasks
+from hqinet.report.balance import balance
+from hqinet.report.figures import distributions, edge_curves, lesion_pictures, noise_power
 from hqinet.report.key_slices import LEVELS, View
 from hqinet.report.summary import Summary, records
 
@@ -40,6 +43,7 @@ class PatientResult:
     """What a report shows of one patient.
 
     views: slices to look at. failure: why the patient could not be restored; None who was.
+    tasks: what a reader can do with the restored slices; None of who could not be restored.
     """
 
     patient: str
@@ -47,6 +51,7 @@ class PatientResult:
     measured: Measured
     views: list[View]
     failure: str | None = None
+    tasks: Tasks | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Evaluation:
     provenance: what was evaluated with what, in the order to be shown.
     acquisition: of each patient, in words: vendor, kernel, dose, spacing.
     simulated: of patients whose low dose was simulated from the full dose: what it was made with.
+    study: what an observer makes of lesions.
     champion: `per_patient` frame of the champion on the same patients, if there is one.
     verdict: what the gate says of it, if it was asked.
     """
@@ -64,6 +70,7 @@ class Evaluation:
     acquisition: dict[str, str]
     simulated: dict[str, str]
     patients: list[PatientResult]
+    study: ReaderStudy
     champion: pd.DataFrame | None
     verdict: Verdict | None
 
@@ -71,6 +78,11 @@ class Evaluation:
     def per_slice(self) -> pd.DataFrame:
         """All slices of all patients, low and restored."""
         return pd.concat([result.measured.per_slice for result in self.patients], ignore_index=True)
+
+    @property
+    def tasks(self) -> dict[str, Tasks]:
+        """Of each patient who could be restored."""
+        return {r.patient: r.tasks for r in self.patients if r.tasks is not None}
 
 
 def write(evaluation: Evaluation, folder: Path) -> pd.DataFrame:
@@ -112,6 +124,8 @@ def summarise(evaluation: Evaluation, patients: pd.DataFrame) -> Summary:
         restored_less_low=records(statistics.paired_tests(statistics.differences(restored, low))),
         restored_less_champion=against_champion,
         left_out=records(statistics.left_out(evaluation.per_slice)),
+        tasks={patient: tasks.figures for patient, tasks in evaluation.tasks.items()},
+        study=evaluation.study,
         noise_power={
             result.patient: {name: asdict(power) for name, power in result.measured.noise.items()}
             for result in evaluation.patients
@@ -148,6 +162,11 @@ def _page(evaluation: Evaluation, patients: pd.DataFrame, summary: Summary) -> s
         rows=_patient_rows(evaluation, patients),
         left_out=summary.left_out,
         failures=summary.failures,
+        tasks=summary.tasks,
+        study=summary.study,
+        balance=balance(summary.tasks, summary.study),
+        edges=edge_curves(evaluation.tasks),
+        lesions=lesion_pictures(evaluation.tasks),
         distributions=distributions(patients),
         noise_power=noise_power([(r.anatomy, r.measured.noise) for r in evaluation.patients]),
         viewer=json.dumps(_viewer(evaluation)),

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hqinet.quality.gate import Evidence, Verdict
 from hqinet.quality.metrics import DEFINITION, METRICS
+from hqinet.quality.reader_study import ReaderStudy
+from hqinet.quality.tasks import TaskFigures
 
 SCHEMA = 3
 """Of `summary.json`; one of another number is not read, but made anew."""
@@ -43,6 +45,8 @@ class Summary(BaseModel):
     restored_less_low: Records
     restored_less_champion: Records | None
     left_out: Records
+    tasks: dict[str, TaskFigures] = Field(description="Of each patient who could be restored.")
+    study: ReaderStudy
     noise_power: dict[str, dict[str, NoisePowerOfImage]]
     verdict: Verdict | None
 
@@ -53,7 +57,9 @@ class Summary(BaseModel):
 
     def evidence(self) -> Evidence:
         """What the gate judges by."""
-        return Evidence(self.table(), self.failures, frozenset(self.simulated))
+        return Evidence(
+            self.table(), self.failures, frozenset(self.simulated), self.tasks, self.study
+        )
 
     def to_json(self) -> str:
         """The text of the file."""

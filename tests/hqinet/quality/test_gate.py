@@ -4,8 +4,11 @@ import pandas as pd
 import pytest
 
 from hqinet.quality import gate
-from hqinet.quality.gate import Evidence, Policy, PolicyError, Verdict, load_policy
+from hqinet.quality.gate import Evidence, Verdict
+from hqinet.quality.policy import Policy, PolicyError, load_policy
+from hqinet.quality.reader_study import Answer, Estimate, ReaderStudy
 from hqinet.quality.reference import TISSUES
+from hqinet.quality.tasks import TaskFigures
 
 LINEAGE = {"commit": "1", "digest": "d", "recipe": "fast", "training_patients": '["A"]'}
 POLICY = Policy(primary="psnr", margin=0.1, confidence=0.9)
@@ -240,7 +243,7 @@ def test_a_policy_may_ask_for_patients_whose_low_dose_was_delivered():
     rule = "patients with a delivered low dose"
 
     def outcome(least):
-        policy = gate.Policy(delivered_patients=least)
+        policy = Policy(delivered_patients=least)
         found = gate.judge(policy, evidence, None, {"commit": "1"}).outcomes
         return next(one for one in found if one.rule == rule)
 
@@ -248,3 +251,63 @@ def test_a_policy_may_ask_for_patients_whose_low_dose_was_delivered():
     refused = outcome(2)
     assert (refused.passed, refused.figure) == (False, 1)
     assert "simulated dose: 2 (B, C)" in refused.reason
+
+
+def figures(restored: float | None, full: float | None = 0.3) -> TaskFigures:
+    """A patient whose noise has these mean frequencies."""
+    frequency = {"low": 0.3, "restored": restored, "full": full}
+    nothing = dict.fromkeys(("soft", "lung", "bone"))
+    fidelity = {"low": 0.2, "restored": 0.3}
+    return TaskFigures(
+        share=0.7, frequency=frequency, sharpness=nothing, fidelity=fidelity, invented=0.5
+    )
+
+
+def study(**ratios: tuple[float, float]) -> ReaderStudy:
+    """The middle and upper end of the restored image's index over the low dose's."""
+    index = {name: Estimate(value=3, low=2, high=4) for name in ("low", "restored", "full")}
+    answers = {
+        question: Answer(index=index, ratio=Estimate(value=value, low=value - 0.1, high=high))
+        for question, (value, high) in ratios.items()
+    }
+    return ReaderStudy(places=240, patients=4, answers=answers)
+
+
+FAIR = {"detection": (1.0, 1.1), "size": (1.0, 1.1), "contrast": (1.0, 1.1)}
+
+
+def judged(texture: dict[str, TaskFigures], of: ReaderStudy) -> Verdict:
+    evidence = Evidence(table(GOOD), tasks=texture, study=of)
+    return gate.judge(POLICY, evidence, None, LINEAGE)
+
+
+def test_better_in_psnr_and_worse_for_the_reader_is_refused():
+    same = dict.fromkeys(GOOD, figures(0.29))
+    assert judged(same, study(**FAIR)).passed
+    blotchy = judged(dict.fromkeys(GOOD, figures(0.2)), study(**FAIR))
+    assert failed(blotchy) == {"texture of the noise left"}
+    assert "0.67 of the mean frequency of full dose's, allowed 0.9 to 1.1" in blotchy.reasons[0]
+    blind = judged(same, study(**FAIR | {"detection": (0.8, 0.99)}))
+    assert failed(blind) == {"detection of lesions"}
+    assert "0.80 of low dose's (0.70 to 0.99) at 240 places of 4 patients" in blind.reasons[0]
+    vague = judged(same, study(**FAIR | {"size": (0.7, 0.94), "contrast": (0.9, 0.96)}))
+    assert failed(vague) == {"size of lesions"}
+
+
+def test_a_reader_is_asked_only_where_there_is_something_to_see():
+    nothing = judged(dict.fromkeys(GOOD, figures(None, None)), ReaderStudy())
+    assert nothing.passed
+    words = {outcome.rule: outcome.word for outcome in nothing.outcomes}
+    rules = ("texture of the noise left", *(f"{what} of lesions" for what in FAIR))
+    assert [words[rule] for rule in rules] == ["not applicable"] * 4
+    lost = judged({**dict.fromkeys(GOOD, figures(0.3)), "A": figures(None)}, study(**FAIR))
+    assert failed(lost) == {"texture of the noise left"}
+    assert "cannot be measured for A" in lost.reasons[0]
+
+
+def test_one_limit_of_the_reader_leaves_the_others_as_they_are(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("texture = 0.2\n[reader]\nsize = 0.5\n")
+    policy = load_policy(str(file))
+    assert (policy.reader.detection, policy.reader.size, policy.reader.contrast) == (1.0, 0.5, 0.95)
+    assert policy.texture == 0.2

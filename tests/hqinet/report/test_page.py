@@ -14,6 +14,9 @@ from playwright.sync_api import Page, sync_playwright
 
 from hqinet.quality import gate, statistics
 from hqinet.quality.evaluation import measure_patient, measure_unrestored
+from hqinet.quality.policy import load_policy
+from hqinet.quality.reader_study import ask_observer
+from hqinet.quality.tasks import perform_tasks
 from hqinet.report import page as report
 from hqinet.report.key_slices import CHOSEN_BY, LEVELS, choose_slices, keep_views
 from hqinet.report.summary import load_summary
@@ -48,7 +51,8 @@ def result(pair: VolumePair, folder: Path, batch: int = BATCH) -> report.Patient
     slices = measured.per_slice
     quality = slices[slices["image"] == "restored"][CHOSEN_BY].to_numpy()
     views = keep_views(pair, restored, choose_slices(quality), 400_000)
-    return report.PatientResult(pair.patient, pair.anatomy, measured, views)
+    tasks = perform_tasks(pair, restored, smoothed, spacing=(1.4, 1.4), device=CPU)
+    return report.PatientResult(pair.patient, pair.anatomy, measured, views, tasks=tasks)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def evaluation(tmp_path_factory) -> report.Evaluation:
     champion = table.assign(psnr=table["psnr"] - 0.25)
     lineage = {"commit": "4", "recipe": "<script>alert(1)</script>"}
     evidence = gate.Evidence(table), gate.Evidence(champion)
-    verdict = gate.judge(gate.load_policy("default"), *evidence, lineage)
+    verdict = gate.judge(load_policy("default"), *evidence, lineage)
     provenance = {
         "data": "",
         "model version": "7",
@@ -74,7 +78,8 @@ def evaluation(tmp_path_factory) -> report.Evaluation:
     }
     acquired = {result.patient: "GE, kernel soft, 10% dose" for result in results}
     made = {"P1": "0.25 of the full dose, seed 0"}
-    return report.Evaluation(provenance, acquired, made, results, champion, verdict)
+    study = ask_observer([result.tasks for result in results])
+    return report.Evaluation(provenance, acquired, made, results, study, champion, verdict)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +166,9 @@ def test_who_could_not_be_restored_is_named_with_the_reason(evaluation, tmp_path
     measured = measure_unrestored(pair, spacing=(0.7, 0.7), device=CPU, batch=BATCH)
     lost = report.PatientResult("P5", "chest", measured, [], "the model returned NaN")
     provenance, acquired = evaluation.provenance, evaluation.acquisition | {"P5": "GE"}
-    whole = report.Evaluation(provenance, acquired, {}, [*evaluation.patients, lost], None, None)
+    whole = report.Evaluation(
+        provenance, acquired, {}, [*evaluation.patients, lost], evaluation.study, None, None
+    )
     patients = report.write(whole, tmp_path)
     row = patients[patients["patient"] == "P5"].set_index("image")["psnr"]
     assert np.isfinite(row["low"])
@@ -336,7 +343,7 @@ def test_a_simulated_dose_is_said_at_the_head_and_of_each_figure(page, folder, e
     assert "1 of 3 patients" in head
     assert "0.25 of the full dose, seed 0" in head
     text = page.inner_text("main")
-    assert text.count("low dose (1 of 3 patients: simulated dose)") == 4
+    assert text.count("low dose (1 of 3 patients: simulated dose)") == 5
     captions = page.locator("#sheet figcaption").all_inner_texts()
     assert ["simulated low dose" in caption for caption in captions] == [False, True, False]
     page.select_option("#patient", "1")
