@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger, task
@@ -28,6 +29,7 @@ from flows.errors import FlowError
 from flows.settings import Settings, TrainSettings
 from hqinet.restoration.envelope import Envelope, SeriesFacts, measured_noise
 from hqinet.restoration.export import deployable, example_windows
+from hqinet.restoration.starter import starter_lineage
 from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.loop import BEST, CHECKPOINT
@@ -78,6 +80,7 @@ def train(
     commit: int | None = None,
     resume: str | None = None,
     overrides: list[str] = NO_OVERRIDES,
+    start: Literal["starter"] | None = None,
     settings: TrainSettings = DEFAULTS,
 ) -> TrainResult:
     """Train a recipe on the training patients of a commit and register the result.
@@ -87,9 +90,14 @@ def train(
         commit: Of the dataset; the latest if empty.
         resume: MLflow run to take up from its checkpoint, with its own recipe and commit.
         overrides: Lines of TOML on top of the recipe, as `model.width = 0.25`.
+        start: `starter` begins with the weights that ship with the package.
         settings: How the machine is used.
     """
-    job = reopen_run(resume, settings) if resume else open_run(recipe, overrides, commit, settings)
+    job = (
+        reopen_run(resume, settings)
+        if resume
+        else open_run(recipe, overrides, commit, start, settings)
+    )
     fit.with_options(retries=settings.retries)(job, settings.processes)
     try:
         return register(job)
@@ -101,7 +109,13 @@ def train(
 
 
 @task(cache_policy=NO_CACHE)
-def open_run(recipe: str, overrides: list[str], commit: int | None, settings: TrainSettings) -> Job:
+def open_run(
+    recipe: str,
+    overrides: list[str],
+    commit: int | None,
+    start: Literal["starter"] | None,
+    settings: TrainSettings,
+) -> Job:
     """Pin the commit, open the MLflow run and write its `run.json`."""
     loaded = load_recipe(recipe, *overrides)
     snapshot = stores.dataset().snapshot(commit)
@@ -109,7 +123,7 @@ def open_run(recipe: str, overrides: list[str], commit: int | None, settings: Tr
     inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)
     run = registry.start(f"{loaded.name}-commit-{snapshot.commit}", flatten(loaded), inputs)
     registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
-    job = Job(run=run, commit=snapshot.commit, recipe=loaded, device=settings.device)
+    job = Job(run=run, commit=snapshot.commit, recipe=loaded, device=settings.device, start=start)
     job.folder.mkdir(parents=True)
     registry.log_file(run, write_job(job))
     return job
@@ -270,6 +284,8 @@ def register(job: Job) -> TrainResult:
     steps = load_checkpoint(job.folder / CHECKPOINT)["step"]
     _, planned = job.recipe.steps(sum(row.slices for row in snapshot.patients("train")))
     tags = lineage.tags(snapshot, job.recipe.name)
+    if job.start:
+        tags |= lineage.started_from(starter_lineage(), snapshot)
     registry.log_file(job.run, write_envelope(job, snapshot))
     version = registry.register(
         job.run, deployable(network, job.recipe.model), example_windows().numpy(), tags

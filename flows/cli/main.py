@@ -32,12 +32,12 @@ for verb in (
     pipeline.pipeline,
     pipeline.demo,
     denoise.denoise,
-    models.models,
     collections.fetch,
     environment.env,
 ):
     app.command()(verb)
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(models.app, name="models")
 app.add_typer(models.report, name="report")
 
 

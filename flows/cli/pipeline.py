@@ -8,7 +8,7 @@ the usual ones, and a home and a server take seconds.
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -70,25 +70,31 @@ def ingest(
 
 
 def train(
-    recipe: Annotated[str | None, typer.Option(help=f"{RECIPES}; default: fast.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=f"{RECIPES}; default: fast, or what --from names.")
+    ] = None,
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
+    start: Annotated[
+        Literal["starter"] | None,
+        typer.Option("--from", help="Begin with the weights that ship with hqinet."),
+    ] = None,
     overrides: Overrides = None,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Train on the training patients of a commit and register a model version."""
-    if resume and (recipe or overrides or commit is not None):
+    if resume and (recipe or overrides or start or commit is not None):
         raise typer.BadParameter("--resume goes on with the run's own recipe and commit")
     if not resume:
-        recipe = readable_recipe(recipe or "fast", overrides)
+        recipe = readable_recipe(recipe or start or "fast", overrides)
     require(home)
     enter(home)
     from flows import train as flow
     from flows.cli import output
 
     with orchestrated():
-        result = flow.train(recipe or "fast", commit, resume, overrides or []).model_dump()
+        result = flow.train(recipe or "fast", commit, resume, overrides or [], start).model_dump()
     output.answer(result, output.print_training, as_json=as_json)
 
 

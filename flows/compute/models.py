@@ -11,7 +11,7 @@ from hqinet.devices import pick_device
 from hqinet.restoration.envelope import Envelope
 from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel
-from hqinet.restoration.starter import starter_envelope, starter_file
+from hqinet.restoration.starter import required_starter, starter_envelope
 from storage.models.registry import CHAMPION
 from storage.provenance import code_version
 
@@ -82,12 +82,7 @@ class Models:
         return self._loaded[used.identity]
 
     def _starter(self) -> UsedModel:
-        file = starter_file()
-        if file is None:
-            raise DenoiseError(
-                "there is no champion, and this package ships no starter model: train one with "
-                "`hqinet train`, or name a version with --model"
-            )
+        file = required_starter()
         if STARTER not in self._used:
             stated = {"model": STARTER, "code_version": code_version()}
             self._used[STARTER] = UsedModel(

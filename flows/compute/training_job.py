@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -23,6 +23,7 @@ from flows.compute.progress import Display
 from flows.settings import Settings
 from hqinet.devices import DeviceError, pick_device
 from hqinet.report.pictures import panel, save_curves
+from hqinet.restoration.starter import required_starter, starter_weights
 from hqinet.training import loop as training
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.recipe import Recipe
@@ -48,6 +49,8 @@ class Job(BaseModel):
     commit: int
     recipe: Recipe
     device: str
+    start: Literal["starter"] | None = None
+    """What the weights are at first; None: what the recipe's seed draws."""
 
     @property
     def folder(self) -> Path:
@@ -132,6 +135,7 @@ def run(job: Job, progress: Progress) -> None:
             folder=job.folder,
             device=job.device,
             observer=observer,
+            start=starter_weights(required_starter()) if job.start else None,
         )
         if observations:
             save_curves(trained.history, job.folder / "curves.png")

@@ -3,7 +3,20 @@
 from importlib import resources
 from pathlib import Path
 
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from hqinet.errors import HqinetError
 from hqinet.restoration.envelope import Envelope
+
+RECIPE = "starter"
+"""Name of the recipe that it was trained by."""
+
+
+class NoStarterError(HqinetError):
+    """The package was built without its starter; one line that says what to do."""
+
 
 _FOLDER = resources.files("hqinet.restoration").joinpath("starter_model")
 
@@ -12,6 +25,37 @@ def starter_file() -> Path | None:
     """The pt2 archive of the starter; None in a package that was built without it."""
     file = Path(str(_FOLDER.joinpath("starter.pt2")))
     return file if file.is_file() else None
+
+
+def required_starter() -> Path:
+    """The pt2 archive of the starter. Raises NoStarterError in a package without it."""
+    file = starter_file()
+    if file is None:
+        raise NoStarterError(
+            "this package ships no starter model: train one with `hqinet train --recipe starter`"
+        )
+    return file
+
+
+class Lineage(BaseModel):
+    """Whom the starter has seen, by their IDs in the collections that they are from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    training_patients: list[str]
+    validation_patients: list[str]
+
+
+def starter_lineage() -> Lineage:
+    """Whom it was trained on and chosen by."""
+    return Lineage.model_validate_json(_FOLDER.joinpath("lineage.json").read_text("utf-8"))
+
+
+def starter_weights(file: Path) -> dict[str, Tensor]:
+    """The weights of its network, as `load_state_dict` takes them."""
+    state = torch.export.load(file).state_dict
+    own = "network."
+    return {name.removeprefix(own): x for name, x in state.items() if name.startswith(own)}
 
 
 def starter_envelope() -> Envelope:

@@ -32,7 +32,7 @@ from hqinet.training.interrupts import StopRequest, TrainingError, TrainingInter
 from hqinet.training.micro_batch import fitting_batch
 from hqinet.training.ranks import Ranks
 from hqinet.training.recipe import Recipe
-from hqinet.training.state import State, fresh_state, resume
+from hqinet.training.state import State, Weights, fresh_state, resume
 from hqinet.training.step import accumulate, learning_rate
 from hqinet.training.validation import summarise, validate
 
@@ -82,13 +82,16 @@ def train(
     folder: Path,
     device: str = "auto",
     observer: Observer,
+    start: Weights | None = None,
 ) -> Trained:
     """Train, from `folder`'s checkpoint where there is one, and return the best network.
 
+    start: weights to begin with; None: those that the recipe's seed draws.
+
     Writes `checkpoint.pt` and `best.pt` into `folder`. Raises TrainingInterruptedError after
-    SIGTERM, once the checkpoint is saved; TrainingError where there are no patients, the
-    checkpoint is of another run, memory does not suffice, or the loss is NaN, infinite or
-    exploding.
+    SIGTERM, once the checkpoint is saved; TrainingError where there are no patients, the weights
+    are of another network, the checkpoint is of another run, memory does not suffice, or the loss
+    is NaN, infinite or exploding.
     """
     started = time.monotonic()
     if not training:
@@ -100,7 +103,7 @@ def train(
         ranks = Ranks.current(pick_device(device))
     except DeviceError as error:
         raise TrainingError(str(error)) from error
-    state = fresh_state(recipe, training, validation, ranks.device)
+    state = fresh_state(recipe, training, validation, ranks.device, start)
     if ranks.first:
         remove_drafts(folder)
     checkpoint = folder / CHECKPOINT

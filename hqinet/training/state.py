@@ -1,6 +1,6 @@
 """What a training run is at one moment: all that a checkpoint holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from hqinet.samples.pairs import VolumePair
 from hqinet.training.checkpoint import CheckpointError, Content, cpu_copy, load_checkpoint
 from hqinet.training.interrupts import LossWatch, TrainingError
 from hqinet.training.recipe import OptimiserRecipe, Recipe
+
+Weights = Mapping[str, Tensor]
+"""A network's state dict."""
 
 
 @dataclass
@@ -112,9 +115,21 @@ def fresh_state(
     training: Sequence[VolumePair],
     validation: Sequence[VolumePair],
     device: torch.device,
+    start: Weights | None = None,
 ) -> State:
-    """Return a run at step 0 on the device."""
+    """Return a run at step 0 on the device, with weights to begin with or those of its seed.
+
+    Raises TrainingError for weights of another network.
+    """
     network = build(recipe.model, recipe.seed)
+    if start is not None:
+        try:
+            network.load_state_dict(start)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"the weights to start from are not of the network of recipe {recipe.name!r}: "
+                "leave model.* as the recipe has it that they were trained by"
+            ) from error
     network = network.to(device, memory_format=torch.channels_last).train()
     decay = recipe.optimiser.ema
     return State(
