@@ -1,6 +1,7 @@
-"""What the tests of this room write: Enhanced CT, and files in any transfer syntax."""
+"""What the tests of this room write: Enhanced CT, any transfer syntax, derived series."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import gdcm
@@ -10,6 +11,67 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, EnhancedCTImageStorage, ExplicitVRBigEndian, generate_uid
+
+from storage.dicom.derived import (
+    Derivation,
+    derived_instance,
+    referenced_series,
+    series_uid,
+)
+from storage.dicom.finding import find_series
+from storage.dicom.geometry import Limits
+from storage.dicom.pixels import HuDecoder
+from storage.dicom.series import order
+from storage.dicom.source_images import changed_values, source_images
+
+OPTIONS = '{"strength": 1.0}'
+DERIVATION = Derivation(
+    series=series_uid("1.2", "ab" * 32, OPTIONS),
+    model="3",
+    identity="ab" * 32,
+    software="0.1.0",
+    options=OPTIONS,
+    description="Noise reduction by HQINet, model 3",
+    contribution="commit 7",
+    time=datetime(2026, 11, 24, 12, 0, tzinfo=UTC),
+)
+
+
+def derive(folder, change=0, derivation=DERIVATION):
+    """Source images and derived instances of the one series in a folder, changed by some HU."""
+    (found,), _ = find_series(folder)
+    ordered = order(found.headers, Limits(min_slices=1))
+    references = referenced_series(found.uid, [(h.sop_class, h.instance) for h in found.headers])
+    pairs = []
+    read = HuDecoder(found.root, ordered), source_images(found.root, ordered)
+    for hu, source in zip(*read, strict=True):
+        values = changed_values(source, hu, (hu + change).astype(np.int16))
+        pairs.append((source, derived_instance(source, values, derivation, references)))
+    return ordered, pairs
+
+
+@pytest.fixture(scope="session")
+def derivation() -> Derivation:
+    """What made the derived series of these tests, on 24 November 2026 at 12:00 UTC."""
+    return DERIVATION
+
+
+@pytest.fixture(name="derive", scope="session")
+def _derive() -> Callable:
+    return derive
+
+
+@pytest.fixture(scope="session")
+def restored(tmp_path_factory) -> Callable[[Path], Path]:
+    """Writes what a model that takes 7 HU off makes of the series in a folder; returns where."""
+
+    def write(folder: Path) -> Path:
+        target = tmp_path_factory.mktemp("restored")
+        for number, (_, image) in enumerate(derive(folder, change=-7)[1], 1):
+            image.save_as(target / f"{number:04d}.dcm", enforce_file_format=True)
+        return target
+
+    return write
 
 
 @pytest.fixture(name="enhanced", scope="session")

@@ -1,7 +1,6 @@
 """Derived series: the source's own bits where nothing changed, UIDs that are never reused."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pydicom
@@ -11,42 +10,13 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from storage.dicom.derived import (
     SYNTAXES,
-    Derivation,
-    derived_instance,
     derived_uid,
-    referenced_series,
     series_uid,
 )
 from storage.dicom.finding import find_series
 from storage.dicom.geometry import Limits
-from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import order
-from storage.dicom.source_images import changed_values, source_images, stored_range
-
-OPTIONS = '{"strength": 1.0}'
-DERIVATION = Derivation(
-    series=series_uid("1.2", "ab" * 32, OPTIONS),
-    model="3",
-    identity="ab" * 32,
-    software="0.1.0",
-    options=OPTIONS,
-    description="Noise reduction by HQINet, model 3",
-    contribution="commit 7",
-    time=datetime(2026, 11, 24, 12, 0, tzinfo=UTC),
-)
-
-
-def derive(folder, change=0, derivation=DERIVATION):
-    """Source images and derived instances of the one series in a folder, changed by some HU."""
-    (found,), _ = find_series(folder)
-    ordered = order(found.headers, Limits(min_slices=1))
-    references = referenced_series(found.uid, [(h.sop_class, h.instance) for h in found.headers])
-    pairs = []
-    read = HuDecoder(found.root, ordered), source_images(found.root, ordered)
-    for hu, source in zip(*read, strict=True):
-        values = changed_values(source, hu, (hu + change).astype(np.int16))
-        pairs.append((source, derived_instance(source, values, derivation, references)))
-    return ordered, pairs
+from storage.dicom.source_images import source_images, stored_range
 
 
 def coded(intercept: float, slope: float, bits: int, signed: bool):
@@ -71,7 +41,7 @@ def coded(intercept: float, slope: float, bits: int, signed: bool):
     ("intercept", "bits"), [(-1024.0, 12), (-1024.0, 16), (0.0, 16), (-8192.0, 16)]
 )
 def test_a_model_that_changes_nothing_leaves_every_stored_value(
-    tmp_path, series, signed, slope, intercept, bits
+    tmp_path, series, signed, slope, intercept, bits, derive
 ):
     series(change=coded(intercept, slope, bits, signed)).write(tmp_path)
     for source, image in derive(tmp_path)[1]:
@@ -101,7 +71,9 @@ def _uid(file):
     ],
 )
 @pytest.mark.parametrize("signed", [False, True])
-def test_every_lossless_syntax_goes_through_unchanged(tmp_path, series, recode, syntax, signed):
+def test_every_lossless_syntax_goes_through_unchanged(
+    tmp_path, series, recode, syntax, signed, derive
+):
     folder = series(
         change=coded(-1024.0, 1.0, 16 if signed else 12, signed), matrix=(64, 72), slices=4
     ).write(tmp_path)
@@ -112,7 +84,7 @@ def test_every_lossless_syntax_goes_through_unchanged(tmp_path, series, recode, 
         assert image.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
 
 
-def test_a_tilted_gantry_keeps_its_positions(tmp_path, series):
+def test_a_tilted_gantry_keeps_its_positions(tmp_path, series, derive):
     def tilted(index, image):
         image.GantryDetectorTilt = 20
         turn = np.radians(20)
@@ -129,7 +101,7 @@ def test_a_tilted_gantry_keeps_its_positions(tmp_path, series):
 
 
 @pytest.mark.parametrize("syntax", [None, "RLELossless", "JPEGLSLossless"])
-def test_frames_of_enhanced_ct_become_instances(tmp_path, series, enhanced, recode, syntax):
+def test_frames_of_enhanced_ct_become_instances(tmp_path, series, enhanced, recode, syntax, derive):
     one = series(slices=6)
     folder = enhanced(one, tmp_path / "a")
     _enrich(folder / "enhanced.dcm")
@@ -191,7 +163,7 @@ def padded(value, sign="signed"):
 
 
 @pytest.mark.parametrize("value", [-2000, 500])
-def test_padding_stays_and_measurement_never_becomes_padding(tmp_path, series, value):
+def test_padding_stays_and_measurement_never_becomes_padding(tmp_path, series, value, derive):
     series(change=padded(value)).write(tmp_path)
     for source, image in derive(tmp_path, change=-10)[1]:
         values = image.pixel_array
@@ -203,7 +175,7 @@ def test_padding_stays_and_measurement_never_becomes_padding(tmp_path, series, v
         assert value != 500 or values[4, 4] == 501
 
 
-def test_padding_with_the_wrong_sign_stays_too(tmp_path, series):
+def test_padding_with_the_wrong_sign_stays_too(tmp_path, series, derive):
     series(change=padded(-2000, "unsigned")).write(tmp_path)
     for _, image in derive(tmp_path, change=-10)[1]:
         assert (image.pixel_array[:3] == 2**16 - 2000).all()
@@ -222,7 +194,7 @@ def test_padding_outside_of_the_bits_stored_keeps_its_word(tmp_path, series):
     assert (source.stored[5:] < 2**12).all()
 
 
-def test_values_stay_within_what_the_bits_hold(tmp_path, series):
+def test_values_stay_within_what_the_bits_hold(tmp_path, series, derive):
     series(change=coded(-1024.0, 1.0, 12, signed=False)).write(tmp_path)
     ordered, pairs = derive(tmp_path, change=4000)
     assert stored_range(ordered.slices[0]) == (0, 4095)
@@ -231,7 +203,7 @@ def test_values_stay_within_what_the_bits_hold(tmp_path, series):
         assert image.pixel_array.min() >= 0
 
 
-def test_uids_follow_source_model_options_and_pixels(tmp_path, series):
+def test_uids_follow_source_model_options_and_pixels(tmp_path, series, derive, derivation):
     series().write(tmp_path)
     _, pairs = derive(tmp_path)
     _, again = derive(tmp_path)
@@ -239,11 +211,11 @@ def test_uids_follow_source_model_options_and_pixels(tmp_path, series):
     instances = {str(image.SOPInstanceUID) for _, image in pairs}
     for other in (
         derive(tmp_path, change=1),
-        derive(tmp_path, derivation=replace(DERIVATION, identity="cd" * 32)),
-        derive(tmp_path, derivation=replace(DERIVATION, options='{"strength": 0.5}')),
+        derive(tmp_path, derivation=replace(derivation, identity="cd" * 32)),
+        derive(tmp_path, derivation=replace(derivation, options='{"strength": 0.5}')),
     ):
         assert instances.isdisjoint(str(image.SOPInstanceUID) for _, image in other[1])
-    uid = series_uid("1.2", "ab" * 32, OPTIONS)
+    uid = series_uid("1.2", "ab" * 32, derivation.options)
     assert {image.SeriesInstanceUID for _, image in pairs} == {uid}
     assert uid.is_valid
     assert (
@@ -253,8 +225,8 @@ def test_uids_follow_source_model_options_and_pixels(tmp_path, series):
                 *(
                     series_uid(*three)
                     for three in (
-                        ("1.3", "ab" * 32, OPTIONS),
-                        ("1.2", "cd" * 32, OPTIONS),
+                        ("1.3", "ab" * 32, derivation.options),
+                        ("1.2", "cd" * 32, derivation.options),
                         ("1.2", "ab" * 32, "{}"),
                     )
                 ),
@@ -269,7 +241,7 @@ def test_uids_follow_source_model_options_and_pixels(tmp_path, series):
     assert derived_uid("a", "b") != derived_uid("ab", "")
 
 
-def test_attributes_say_what_was_done_and_from_what(tmp_path, series):
+def test_attributes_say_what_was_done_and_from_what(tmp_path, series, derive, derivation):
     def more(_, image):
         image.add_new((0x0029, 0x0010), "LO", "SITE")
         image.add_new((0x0029, 0x1001), "LO", "private")
@@ -291,7 +263,7 @@ def test_attributes_say_what_was_done_and_from_what(tmp_path, series):
         assert len(whole.ReferencedInstanceSequence) == len(pairs)
         scanner, ours = image.ContributingEquipmentSequence
         assert (scanner.Manufacturer, scanner.StationName) == ("SIEMENS", "CT7")
-        assert ours.DeviceUID == derived_uid("device", DERIVATION.identity)
+        assert ours.DeviceUID == derived_uid("device", derivation.identity)
         assert ours.ContributionDescription == "commit 7"
         assert image.Manufacturer == "HQINet"
         assert scanner.DeviceUID == "1.2.7"
@@ -312,24 +284,24 @@ def test_attributes_say_what_was_done_and_from_what(tmp_path, series):
             "ImagePositionPatient",
         ):
             assert image[kept].value == source.header[kept].value
-    kept = replace(DERIVATION, keep_private=True, keep_manufacturer=True)
+    kept = replace(derivation, keep_private=True, keep_manufacturer=True)
     _, image = derive(tmp_path, derivation=kept)[1][0]
     assert image.Manufacturer == "SIEMENS"
     assert image[0x0029, 0x1001].value == "private"
 
 
 @pytest.mark.parametrize("compression", sorted(SYNTAXES))
-def test_compression_changes_no_pixel_and_no_uid(tmp_path, series, compression):
+def test_compression_changes_no_pixel_and_no_uid(tmp_path, series, compression, derive, derivation):
     series().write(tmp_path)
     plain = derive(tmp_path, change=3)[1]
-    packed = derive(tmp_path, change=3, derivation=replace(DERIVATION, compression=compression))[1]
+    packed = derive(tmp_path, change=3, derivation=replace(derivation, compression=compression))[1]
     for (_, one), (_, other) in zip(plain, packed, strict=True):
         assert other.file_meta.TransferSyntaxUID == SYNTAXES[compression]
         assert np.array_equal(one.pixel_array, other.pixel_array)
         assert one.SOPInstanceUID == other.SOPInstanceUID
 
 
-def test_a_derived_series_is_refused_as_a_source(tmp_path, series):
+def test_a_derived_series_is_refused_as_a_source(tmp_path, series, derive):
     series().write(tmp_path / "source")
     (tmp_path / "derived").mkdir()
     for number, (_, image) in enumerate(derive(tmp_path / "source")[1]):
