@@ -14,6 +14,11 @@ def starter_file() -> Path | None:
     return file if file.is_file() else None
 
 
+def starter_card() -> str:
+    """What the starter was trained on and what it can do, in words."""
+    return _FOLDER.joinpath("card.md").read_text("utf-8")
+
+
 def starter_envelope() -> Envelope:
     """What the starter was trained on."""
     return Envelope.model_validate_json(_FOLDER.joinpath("envelope.json").read_text("utf-8"))

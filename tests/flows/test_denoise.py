@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from flows import stores
+from flows import stores, trace
 from flows.compute.models import DenoiseError
 from flows.denoise import denoise
 from flows.ingest import ingest
@@ -133,6 +133,27 @@ def test_what_is_done_is_not_done_again_and_another_model_is_another_series(
     assert {f: f.stat().st_mtime_ns for f in Path(first["folder"]).iterdir()} == before
     half = restore(source, tmp_path, models["Smoother"], strength=0.5)["Low Dose Images"]
     assert half["series"] != first["series"]
+
+
+def test_a_file_is_followed_back_to_the_data_its_model_was_trained_on(source, models, tmp_path):
+    row = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    registry = stores.registry()
+    registry.tag_version(
+        int(models["Smoother"]), {"verdict": "refused", "training_patients": '["L001"]'}
+    )
+    told = trace.explain(min(Path(row["folder"]).iterdir()))
+    assert (told.series, told.model, told.registered) == (row["series"], models["Smoother"], True)
+    assert told.identity_agrees
+    assert told.lineage["recipe"] == "Smoother"
+    assert told.lineage["digest"] == stores.dataset().snapshot().digest
+    assert told.training_patients == ["L001"]
+    assert told.verdict == {"verdict": "refused"}
+    assert told.source_path == str(source / "Low Dose Images")
+    # By itself, as a PACS gives it back, the file and this home say as much.
+    alone = tmp_path / "elsewhere" / "file.dcm"
+    alone.parent.mkdir()
+    shutil.copy(min(Path(row["folder"]).iterdir()), alone)
+    assert trace.explain(alone).model_dump(exclude={"file"}) == told.model_dump(exclude={"file"})
 
 
 def test_a_zip_is_done_once_and_asked_for_compressed_is_written_anew(source, models, tmp_path):
