@@ -57,7 +57,10 @@ def denoise(
         raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
     from flows import denoise as flow
     from flows.cli import output
+    from flows.compute.models import load_ahead
 
+    # Meanwhile the server starts and the source is looked through.
+    load_ahead(settings.model, settings.dose, settings.device)
     with orchestrated():
         result = flow.denoise(str(source), str(destination), settings)
     output.answer(result.model_dump(), output.print_denoised, as_json=as_json)
