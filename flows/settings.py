@@ -6,6 +6,7 @@ parameter, so that Prefect's page shows it as a filled form.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -130,6 +131,16 @@ class DenoiseSettings(Section):
     series: str | None = Field(
         None, description="Regular expression on SeriesDescription that chooses the series."
     )
+
+    @field_validator("series")
+    @classmethod
+    def _expression(cls, series: str | None) -> str | None:
+        try:
+            re.compile(series or "")
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return series
+
     cohort_file: Path | None = Field(
         None, description="TOML file that says how low and full dose are told apart."
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flows.settings import Settings
 from storage.dataset.versions import Dataset
+from storage.dicom.index import SeriesIndex
 from storage.errors import DatasetError
 from storage.models.promotions import Promotions
 
@@ -53,6 +54,11 @@ def owner() -> "Owner | None":
 def promotions() -> Promotions:
     """The history of promotions."""
     return Promotions(dataset().location.child("promotions"))
+
+
+def restored() -> SeriesIndex:
+    """The derived series that this home has made."""
+    return SeriesIndex(Settings().home.absolute() / "restored")
 
 
 def memory() -> Path:

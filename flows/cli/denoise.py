@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from flows.cli.options import Home, Json, enter, leave, orchestrated
 from flows.operations import home as homes
@@ -16,7 +17,7 @@ def denoise(
         str | None, typer.Option(help="champion, a version, or starter; default: champion.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of the change that is made.")
+        float | None, typer.Option(help="Share of the change that is made, 0 to 1.")
     ] = None,
     dose: Annotated[
         float | None, typer.Option(help="Dose of the source over full dose; default: 0.25.")
@@ -36,8 +37,6 @@ def denoise(
 ) -> None:
     """Restore low-dose CT series: derived DICOM beside the original. Not for diagnostic use."""
     enter(home)
-    from flows import denoise as flow
-    from flows.cli import output
     from flows.settings import DenoiseSettings, Settings
 
     given: dict[str, Any] = {
@@ -50,7 +49,18 @@ def denoise(
         "compress": compress,
     }
     asked = {name: value for name, value in given.items() if value is not None}
-    settings = DenoiseSettings(**(Settings().denoise.model_dump() | asked))
+    try:
+        settings = DenoiseSettings(**(Settings().denoise.model_dump() | asked))
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        name = str(first["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
+    from flows import denoise as flow
+    from flows.cli import output
+    from flows.compute.models import load_ahead
+
+    # Meanwhile the server starts and the source is looked through.
+    load_ahead(settings.model, settings.dose, settings.device)
     with orchestrated():
         result = flow.denoise(str(source), str(destination), settings)
     output.answer(result.model_dump(), output.print_denoised, as_json=as_json)

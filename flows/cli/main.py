@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from flows.cli import collections, dataset, denoise, environment, models, pipeline
+from flows.cli import collections, dataset, denoise, environment, models, pipeline, trace
 from flows.errors import FlowError
 from hqinet.errors import HqinetError
 from hqinet.training.interrupts import TrainingInterruptedError
@@ -32,6 +32,10 @@ for verb in (
     pipeline.pipeline,
     pipeline.demo,
     denoise.denoise,
+    trace.explain,
+    trace.replay,
+    trace.recall,
+    trace.show,
     collections.fetch,
     environment.env,
 ):

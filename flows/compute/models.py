@@ -2,8 +2,10 @@
 
 import hashlib
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock, Thread
 
 from flows import lineage, stores
 from flows.errors import FlowError
@@ -18,6 +20,10 @@ from storage.provenance import code_version
 STARTER = "starter"
 ENVELOPE = "envelope.json"
 """Artifact of a model's run: what it was trained on."""
+
+
+_LOADED: dict[tuple[str, str, float | None], HUModel] = {}
+_LOADING = Lock()
 
 
 class DenoiseError(FlowError):
@@ -47,7 +53,6 @@ class Models:
     def __init__(self, asked: str, dose: float | None) -> None:
         self._asked, self._dose = asked, dose
         self._used: dict[str, UsedModel] = {}
-        self._loaded: dict[str, HUModel] = {}
         self._folder = tempfile.TemporaryDirectory(dir=stores.scratch())
 
     def resolve(self) -> UsedModel:
@@ -74,12 +79,12 @@ class Models:
         return self._used[name]
 
     def load(self, used: UsedModel, device: str) -> HUModel:
-        """The model as a function from HU to HU."""
-        if used.identity not in self._loaded:
-            self._loaded[used.identity] = load_exported(
-                used.file, pick_device(device), dose=self._dose
-            )
-        return self._loaded[used.identity]
+        """The model as a function from HU to HU; loaded once in this process."""
+        key = used.identity, device, self._dose
+        with _LOADING:
+            if key not in _LOADED:
+                _LOADED[key] = load_exported(used.file, pick_device(device), dose=self._dose)
+            return _LOADED[key]
 
     def _starter(self) -> UsedModel:
         file = required_starter()
@@ -89,6 +94,17 @@ class Models:
                 STARTER, file, _digest(file), starter_envelope(), stated
             )
         return self._used[STARTER]
+
+
+def load_ahead(model: str, dose: float | None, device: str) -> None:
+    """Begin to load a model, which takes seconds, in a thread; what prevents it is raised later."""
+
+    def load() -> None:
+        models = Models(model, dose)
+        with suppress(Exception):
+            models.load(models.resolve(), device)
+
+    Thread(target=load).start()
 
 
 def _digest(file: Path) -> str:

@@ -1,12 +1,13 @@
-"""One series restored: read, restored, judged, written; whole or not at all, or a reason."""
+"""One series restored: read, restored, written, judged; whole or not at all, or a reason."""
 
-import json
+import os
 import re
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from flows import stores
+from flows.compute.derivation import derivation_of, new_record
 from flows.compute.models import Models, UsedModel
 from flows.settings import DenoiseSettings
 from hqinet.devices import pick_device
@@ -21,22 +23,17 @@ from hqinet.errors import HqinetError
 from hqinet.quality.removal import RemovalLimits, judge_removal
 from hqinet.restoration.envelope import SeriesFacts, measured_noise
 from hqinet.restoration.export import USUAL_DOSE
-from hqinet.restoration.restore import restore_to_file
-from storage.dicom.archive import Destination, SeriesRecord, now, source_digest
-from storage.dicom.derived import (
-    Derivation,
-    changed_values,
-    derived_instance,
-    read_source,
-    referenced_series,
-)
+from hqinet.restoration.restore import rounded
+from storage.dicom.archive import Destination, SeriesRecord, source_digest
+from storage.dicom.derived import Derivation, derived_instance, referenced_series
 from storage.dicom.finding import FoundSeries
 from storage.dicom.geometry import Limits
+from storage.dicom.index import SeriesIndex
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series, order
+from storage.dicom.source_images import changed_values, source_images
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules, Role, read_cohort_file
-from storage.provenance import code_version
 from storage.refusals import Refusal
 from storage.vocabulary import kernel_of, vendor_of
 
@@ -63,40 +60,36 @@ class SeriesOutcome(BaseModel):
 
 @dataclass(frozen=True)
 class Request:
-    """One series that is to be restored.
+    """What all series of one call share.
 
     Attributes:
-        target: folder in which the derived series gets a folder.
-        writer: a thread that writes one instance while the next is made.
+        source: as it was named: a folder, a zip or a file.
+        target: folder in which each derived series gets a folder.
+        writer: a thread that writes one instance while the next slice is restored.
+        restored: told of each slice that was restored.
     """
 
-    found: FoundSeries
+    source: Path
     target: Path
     models: Models
     settings: DenoiseSettings
+    index: SeriesIndex
     writer: ThreadPoolExecutor
+    restored: Callable[[int], None]
 
 
-def restore_series(request: Request) -> SeriesOutcome:
-    """Restore one series, or say why not."""
-    found = request.found
-    shown = Path(found.headers[0].path).parent.as_posix()
-    about: dict[str, Any] = {"source": shown, "description": found.description}
-    aside = left_aside(found, request.settings)
-    if aside:
-        return SeriesOutcome(outcome="left aside", reasons=[aside], **about)
-    used = request.models.resolve()
-    try:
-        series = order(found.headers, LEAST_SLICES)
-        return _restored(request, series, used, about)
-    except Refusal as refusal:
-        return SeriesOutcome(
-            outcome="refused", code=str(refusal.code), reasons=[refusal.reason], **about
-        )
-    except HqinetError as error:
-        return SeriesOutcome(
-            outcome="quarantined", code="not_restored", reasons=[str(error)], **about
-        )
+@dataclass(frozen=True)
+class Prepared:
+    """A series that is read and may be restored; `scratch` is removed when it is."""
+
+    found: FoundSeries
+    series: Series
+    used: UsedModel
+    place: Destination
+    record: SeriesRecord
+    low: NDArray[np.int16]
+    scratch: tempfile.TemporaryDirectory[str]
+    about: dict[str, Any]
 
 
 def left_aside(found: FoundSeries, settings: DenoiseSettings) -> str | None:
@@ -105,66 +98,161 @@ def left_aside(found: FoundSeries, settings: DenoiseSettings) -> str | None:
         if re.search(settings.series, found.description, re.IGNORECASE):
             return None
         return f"its description does not match {settings.series!r}"
-    rules = read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
-    role = cohort.role(rules, found.headers[0].path, found.description)
+    role = cohort.role(_rules(settings), found.headers[0].path, found.description)
     if role is Role.FULL:
         return "full dose by its description; --series chooses it all the same"
     return "ignored by the cohort file" if role is None else None
 
 
-def _restored(
-    request: Request, series: Series, used: UsedModel, about: dict[str, Any]
-) -> SeriesOutcome:
+def _rules(settings: DenoiseSettings) -> CohortRules:
+    return read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
+
+
+def about(found: FoundSeries) -> dict[str, Any]:
+    """What every outcome says of its series."""
+    folder = Path(found.headers[0].path).parent.as_posix()
+    return {"source": folder, "description": found.description}
+
+
+def prepare(request: Request, found: FoundSeries) -> Prepared | SeriesOutcome:
+    """Read a series and look it over; what became of it where it is not to be restored."""
+    used = request.models.resolve()
+    said = about(found) | {"model": used.name}
+    try:
+        series = order(found.headers, LEAST_SLICES)
+        said["slices"] = len(series.slices)
+        return _prepared(request, found, series, used, said)
+    except Refusal as refusal:
+        return SeriesOutcome(
+            outcome="refused", code=str(refusal.code), reasons=[refusal.reason], **said
+        )
+
+
+def _prepared(
+    request: Request, found: FoundSeries, series: Series, used: UsedModel, said: dict[str, Any]
+) -> Prepared | SeriesOutcome:
     settings = request.settings
-    derivation = derivation_of(used, settings, now(), [])
-    place = Destination(request.target, derivation.series_uid(series.uid))
-    about |= {"slices": len(series.slices), "model": used.name, "series": place.final.name}
-    digest = source_digest(request.found.headers)
-    if place.is_done(digest):
-        return SeriesOutcome(outcome="done before", folder=str(place.final), **about)
-    with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
-        low = decoded(request.found.root, series, Path(folder) / "low.npy")
-        warnings = about["warnings"] = envelope_warnings(request.found, series, low, used)
+    digest = source_digest(found.root, found.headers)
+    record = new_record(used, settings, series.uid, digest, source_path(request.source, found))
+    place = Destination(request.target, record.series)
+    said["series"] = record.series
+    if place.is_done(digest, settings.compress):
+        return SeriesOutcome(outcome="done before", folder=str(place.final), **said)
+    scratch = tempfile.TemporaryDirectory(dir=stores.scratch())
+    try:
+        low = decoded(found.root, series, Path(scratch.name) / "low.npy")
+        warnings = said["warnings"] = envelope_warnings(found, series, low, used, settings)
         if warnings and settings.strict:
-            return SeriesOutcome(outcome="refused", code="outside_envelope", **about)
-        record = place.begin(
-            SeriesRecord(
-                source=digest,
-                source_series=series.uid,
-                source_folder=str(request.found.root),
-                model=used.name,
-                identity=used.identity,
-                options=derivation.options,
-                begun=derivation.time,
-                warnings=warnings,
-                lineage=used.lineage,
-            )
-        )
-        restored = restore_to_file(
-            request.models.load(used, settings.device),
-            low,
-            Path(folder) / "restored.npy",
-            device=pick_device(settings.device),
-            batch=settings.batch,
-            strength=settings.strength,
-        )
-        objections = objections_to(low, restored, settings.strength)
+            scratch.cleanup()
+            return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
+    except BaseException:
+        scratch.cleanup()
+        raise
+    record = record.model_copy(update={"warnings": warnings})
+    return Prepared(found, series, used, place, record, low, scratch, said)
+
+
+def source_path(source: Path, found: FoundSeries) -> str:
+    """Where a series can be found again: a zip or file, or the folder that holds its files."""
+    if not source.is_dir():
+        return str(source.absolute())
+    paths = [found.root / header.path for header in found.headers]
+    return os.path.commonpath([path.parent for path in paths])
+
+
+def restore_series(request: Request, prepared: Prepared) -> SeriesOutcome:
+    """Restore a series that was prepared, write it, and give it its name if it may be used."""
+    begun, place = monotonic(), prepared.place
+    said = prepared.about | {"folder": str(place.final)}
+    with prepared.scratch, place.begin(prepared.record) as record:
+        try:
+            restored = _restored(request, prepared, record)
+            code, objections = "not_noise", objections_to(prepared.low, restored, request.settings)
+        except HqinetError as error:
+            code, objections = "not_restored", [str(error)]
+        seconds = round(monotonic() - begun, 2)
+        done = record.model_copy(update={"seconds": seconds, "quarantined": objections})
         if objections:
-            place.quarantine(record.model_copy(update={"quarantined": objections}))
-            return SeriesOutcome(
-                outcome="quarantined", code="not_noise", reasons=objections, **about
-            )
-        derivation = derivation_of(used, settings, record.begun, warnings)
-        write_series(request, series, low, restored, derivation, place)
-        place.finish(record)
-    return SeriesOutcome(outcome="restored", folder=str(place.final), **about)
+            place.quarantine(done)
+            said |= {"folder": "", "code": code, "reasons": objections, "seconds": seconds}
+            return SeriesOutcome(outcome="quarantined", **said)
+        done = done.model_copy(update={"instances": len(prepared.series.slices)})
+        request.index.note(done, place.final)
+        place.finish(done)
+    return SeriesOutcome(outcome="restored", seconds=seconds, **said)
+
+
+def _restored(request: Request, prepared: Prepared, record: SeriesRecord) -> NDArray[np.int16]:
+    """Restore all slices, each written into the draft while the next ones are restored.
+
+    Raises:
+        HqinetError: the model fails, or returns what is no image.
+    """
+    settings, low = request.settings, prepared.low
+    file = Path(prepared.scratch.name) / "restored.npy"
+    restored = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=low.shape)
+    write = _Writing(request, prepared, derivation_of(prepared.used, settings, record))
+    blocks = rounded(
+        request.models.load(prepared.used, settings.device),
+        low,
+        device=pick_device(settings.device),
+        batch=settings.batch,
+        strength=settings.strength,
+    )
+    try:
+        for first, block in blocks:
+            restored[first : first + len(block)] = block
+            write.upto(first + len(block), restored)
+            request.restored(len(block))
+    finally:
+        write.wait()
+    return restored
+
+
+class _Writing:
+    """Writes instances into the draft in the order of space, a few slices behind the model."""
+
+    def __init__(self, request: Request, prepared: Prepared, derivation: Derivation) -> None:
+        found = prepared.found
+        file_of = {header.path: header for header in found.headers}
+        files = [file_of[item.path] for item in prepared.series.slices]
+        self._writer = request.writer
+        self._low, self._place, self._derivation = prepared.low, prepared.place, derivation
+        self._sources = source_images(found.root, prepared.series)
+        self._references = referenced_series(
+            prepared.series.uid, [(file.sop_class, file.instance) for file in files]
+        )
+        self._number = 0
+        self._pending: Future[None] | None = None
+
+    def upto(self, stop: int, restored: NDArray[np.int16]) -> None:
+        """Have all slices before `stop` written, once those of the last call are."""
+        self.wait()
+        self._pending = self._writer.submit(self._write, stop, restored)
+
+    def wait(self) -> None:
+        """Return when what was asked for is written; raises what prevented it."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _write(self, stop: int, restored: NDArray[np.int16]) -> None:
+        for index in range(self._number, stop):
+            source = next(self._sources)
+            values = changed_values(source, self._low[index], restored[index])
+            image = derived_instance(source, values, self._derivation, self._references)
+            self._place.put(index + 1, image, values)
+        self._number = stop
 
 
 def objections_to(
-    low: NDArray[np.int16], restored: NDArray[np.int16], strength: float
+    low: NDArray[np.int16], restored: NDArray[np.int16], settings: DenoiseSettings
 ) -> list[str]:
     """Why what was removed is no noise; nothing was asked to be removed at strength 0."""
-    return judge_removal(low, restored).objections(RemovalLimits()) if strength > 0 else []
+    if settings.strength == 0:
+        return []
+    # Of the noise, that of the dose which lacks is to be removed, and of that the share asked for.
+    least = RemovalLimits().least * settings.strength * (1 - (settings.dose or USUAL_DOSE))
+    return judge_removal(low, restored).objections(RemovalLimits(least=least))
 
 
 def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
@@ -177,73 +265,24 @@ def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
 
 
 def envelope_warnings(
-    found: FoundSeries, series: Series, low: NDArray[np.int16], used: UsedModel
+    found: FoundSeries,
+    series: Series,
+    low: NDArray[np.int16],
+    used: UsedModel,
+    settings: DenoiseSettings,
 ) -> list[str]:
     """Why the series lies outside what the model was trained on, one line a reason."""
     if used.envelope is None:
         return [f"model {used.name} keeps no record of what it was trained on"]
     header = found.headers[0]
-    rules = CohortRules()
     return used.envelope.warnings(
         SeriesFacts(
             vendor=vendor_of(header.manufacturer),
             kernel=kernel_of("\\".join(series.kernels)),
-            anatomy=cohort.anatomy(rules, header.patient_id, header.body_part),
+            anatomy=cohort.anatomy(_rules(settings), header.patient_id, header.body_part),
             pixel=max(series.geometry.spacing[1:]),
             increment=series.geometry.spacing[0],
             matrix=max(series.rows, series.columns),
             noise=measured_noise(low),
         )
-    )
-
-
-def write_series(
-    request: Request,
-    series: Series,
-    low: NDArray[np.int16],
-    restored: NDArray[np.int16],
-    derivation: Derivation,
-    place: Destination,
-) -> None:
-    """Write an instance a slice into the draft: one is written while the next is made."""
-    found = request.found
-    class_of = {header.path: header for header in found.headers}
-    references = referenced_series(
-        series.uid, [(class_of[s.path].sop_class, class_of[s.path].instance) for s in series.slices]
-    )
-    written = None
-    for index, item in enumerate(series.slices):
-        source = read_source(found.root, item)
-        values = changed_values(source, item, low[index], restored[index])
-        image = derived_instance(source, item, values, derivation, references)
-        if written is not None:
-            written.result()
-        written = request.writer.submit(place.put, index + 1, image, values)
-    if written is not None:
-        written.result()
-
-
-def derivation_of(
-    used: UsedModel, settings: DenoiseSettings, time: datetime, warnings: list[str]
-) -> Derivation:
-    """What every instance says of how it was made."""
-    options = {"strength": settings.strength, "dose": settings.dose or USUAL_DOSE}
-    text = (
-        f"Noise reduction by HQINet, model {used.name} ({used.identity[:12]}), strength "
-        f"{settings.strength:g}, input taken for {options['dose']:.0%} of full dose."
-    )
-    if warnings:
-        text += " Outside the training data: " + "; ".join(warnings) + "."
-    said = {name: value for name, value in used.lineage.items() if not name.endswith("patients")}
-    return Derivation(
-        model=used.name,
-        identity=used.identity,
-        software=code_version(),
-        options=json.dumps(options, sort_keys=True),
-        description=text,
-        contribution="; ".join(f"{name} {value}" for name, value in said.items()),
-        time=time,
-        compression=settings.compress,
-        keep_manufacturer=settings.keep_manufacturer,
-        keep_private=settings.keep_private,
     )

@@ -17,22 +17,25 @@ CURVES = ("train_loss", "val_psnr", "val_psnr_low", "val_gain_worst")
 """Of a training history; what it has of single patients stands in MLflow."""
 
 
-def panel(low: np.ndarray, restored: np.ndarray, full: np.ndarray, anatomy: str) -> Image.Image:
+def panel(
+    low: np.ndarray, restored: np.ndarray, full: np.ndarray | None, anatomy: str
+) -> Image.Image:
     """Low dose, restored, full dose and restored less full dose, side by side with captions.
 
     Images are (rows, columns) HU; the first three are shown in the anatomy's window, the difference
-    in a window of a quarter of its width around zero.
+    in a window of a quarter of its width around zero. Without a full dose the difference is that
+    of low dose: what was removed.
     """
     shown = window_of(anatomy)
     span = shown.width / 4
-    views = {
-        "low dose": _grey(low, anatomy),
-        "restored": _grey(restored, anatomy),
-        "full dose": _grey(full, anatomy),
-        f"restored - full, +-{span / 2:.0f} HU": np.clip((restored - full) / span + 0.5, 0, 1)
-        * 255,
-    }
-    rows, columns = full.shape
+    views = {"low dose": _grey(low, anatomy), "restored": _grey(restored, anatomy)}
+    if full is not None:
+        views["full dose"] = _grey(full, anatomy)
+    against, name = (low, "low") if full is None else (full, "full")
+    # Of int16 volumes the difference may not fit.
+    difference = restored.astype(np.float32) - against
+    views[f"restored - {name}, +-{span / 2:.0f} HU"] = np.clip(difference / span + 0.5, 0, 1) * 255
+    rows, columns = low.shape
     page = Image.new("L", (columns * len(views), rows + CAPTION), 255)
     draw = ImageDraw.Draw(page)
     for index, (caption, view) in enumerate(views.items()):

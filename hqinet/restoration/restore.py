@@ -69,6 +69,26 @@ def restore(
         yield first, restored[:, 0].numpy()
 
 
+def rounded(
+    model: HUModel,
+    low: HuVolume,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 4,
+    strength: float = 1.0,
+) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    """As `restore`, in whole HU, as DICOM will hold them.
+
+    strength: share of the change that is made, from 0 (the input) to 1.
+    """
+    limits = np.iinfo(np.int16)
+    for first, restored in restore(model, low, device=device, batch=batch):
+        if strength < 1:
+            before = np.asarray(low[first : first + len(restored)], np.float32)
+            restored = before + strength * (restored - before)
+        yield first, np.rint(restored.clip(limits.min, limits.max)).astype(np.int16)
+
+
 def restore_to_file(
     model: HUModel,
     low: HuVolume,
@@ -76,21 +96,14 @@ def restore_to_file(
     *,
     device: torch.device | str = "cpu",
     batch: int = 4,
-    strength: float = 1.0,
 ) -> NDArray[np.int16]:
-    """Restore a volume into a `.npy` file: int16 HU, rounded as DICOM will hold them.
+    """Restore a volume into a `.npy` file of `rounded` HU.
 
-    strength: share of the change that is made, from 0 (the input) to 1.
     Returns the file's array, mapped into memory, (slices, rows, columns). Raises as `restore`.
     """
     stored = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=tuple(low.shape))
-    limits = np.iinfo(np.int16)
-    for first, restored in restore(model, low, device=device, batch=batch):
-        stop = first + len(restored)
-        if strength < 1:
-            before = np.asarray(low[first:stop], np.float32)
-            restored = before + strength * (restored - before)
-        stored[first:stop] = np.rint(restored.clip(limits.min, limits.max))
+    for first, restored in rounded(model, low, device=device, batch=batch):
+        stored[first : first + len(restored)] = restored
     return stored
 
 

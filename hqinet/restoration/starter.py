@@ -58,6 +58,11 @@ def starter_weights(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix(own): x for name, x in state.items() if name.startswith(own)}
 
 
+def starter_card() -> str:
+    """What the starter was trained on and what it can do, in words."""
+    return _FOLDER.joinpath("card.md").read_text("utf-8")
+
+
 def starter_envelope() -> Envelope:
     """What the starter was trained on."""
     return Envelope.model_validate_json(_FOLDER.joinpath("envelope.json").read_text("utf-8"))

@@ -1,15 +1,16 @@
 """Where derived series are written: a folder a series, there whole or not at all.
 
 `DEST/<SeriesInstanceUID>/0001.dcm ...`, and beside it `<SeriesInstanceUID>.json`, which says what
-it was made of. A draft has another name until every file was read back.
+it was made of. A draft has another name until every file was read back, and belongs to one process.
 """
 
+import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,35 @@ from storage.dicom.headers import FileHeader
 from storage.errors import StoreError
 from storage.stores import files
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class SeriesRecord(BaseModel):
     """What a derived series was made of, when, and how it went; `<SeriesInstanceUID>.json`.
 
     Attributes:
+        series: SeriesInstanceUID of the derived series.
         source: digest of the source's files.
+        source_path: a folder, zip or file that holds them.
         begun: when its restoration began first, which a restoration that was killed keeps.
+        compression: as in `storage.dicom.derived.SYNTAXES`; None: none.
+        software: version of the code.
         instances: how many there are; 0 while they are not.
+        seconds: that it took.
     """
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: int = Field(SCHEMA, alias="schema")
+    series: str
     source: str
     source_series: str
-    source_folder: str
+    source_path: str
     model: str
     identity: str
     options: str
+    compression: str | None = None
+    software: str
     begun: datetime
     instances: int = 0
     seconds: float = 0.0
@@ -51,11 +60,27 @@ class SeriesRecord(BaseModel):
     quarantined: list[str] = []
     lineage: dict[str, Any] = {}
 
+    def text(self) -> bytes:
+        """As it stands in a file."""
+        return self.model_dump_json(by_alias=True, indent=1).encode()
 
-def source_digest(headers: Iterable[FileHeader]) -> str:
-    """Digest of a series' files by what their headers and the disk say; no pixel is read."""
-    known = sorted((h.instance, h.size, h.mtime_ns) for h in headers)
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    @classmethod
+    def read(cls, file: Path) -> "SeriesRecord | None":
+        """What a file holds; None where there is none, or none of this schema."""
+        try:
+            record = cls.model_validate_json(file.read_text("utf-8"))
+        except (OSError, ValidationError, ValueError):
+            return None
+        return record if record.schema_ == SCHEMA else None
+
+
+def source_digest(root: Path, headers: Iterable[FileHeader]) -> str:
+    """Digest of a series' files by their content, whatever their names, order and times."""
+    digests = []
+    for header in headers:
+        with (root / header.path).open("rb") as content:
+            digests.append(hashlib.file_digest(content, "sha256").digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 class Destination:
@@ -65,35 +90,71 @@ class Destination:
         self.final = folder / uid
         self._record = folder / f"{uid}.json"
         self._draft = folder / f"{uid}.draft"
+        self._former = folder / f"{uid}.former.draft"
 
     def record(self) -> SeriesRecord | None:
         """What is known of the series; None where nothing is, or nothing that can be read."""
-        try:
-            record = SeriesRecord.model_validate_json(self._record.read_text("utf-8"))
-        except (OSError, ValidationError, ValueError):
-            return None
-        return record if record.schema_ == SCHEMA else None
+        return SeriesRecord.read(self._record)
 
-    def is_done(self, source: str) -> bool:
-        """Whether the series is there, made of this source."""
+    def is_done(self, source: str, compression: str | None) -> bool:
+        """Whether the series is there, made of this source and compressed so."""
         record = self.record()
         return (
             record is not None
-            and record.source == source
+            and (record.source, record.compression) == (source, compression)
             and record.instances > 0
             and self.final.is_dir()
             and len(list(self.final.iterdir())) == record.instances
         )
 
-    def begin(self, record: SeriesRecord) -> SeriesRecord:
-        """Note that the restoration begins; one that was killed keeps its time."""
+    @contextmanager
+    def begin(self, record: SeriesRecord) -> Iterator[SeriesRecord]:
+        """Note that the restoration begins, and keep every other process out of it meanwhile.
+
+        Yields the record with the time of the first attempt, if that was killed. A draft that is
+        not finished is removed.
+
+        Raises:
+            StoreError: another process restores this series into this folder.
+        """
         before = self.record()
         if before is not None and before.source == record.source:
             record = record.model_copy(update={"begun": before.begun})
-        files.write(self._record, _text(record))
-        shutil.rmtree(self._draft, ignore_errors=True)
-        self._draft.mkdir(parents=True)
-        return record
+        with self._own_draft():
+            files.write(self._record, record.text())
+            try:
+                yield record
+            finally:
+                shutil.rmtree(self._draft, ignore_errors=True)
+
+    @contextmanager
+    def _own_draft(self) -> Iterator[None]:
+        """An empty draft that is locked; the lock goes with the process, however it ends."""
+        self._draft.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._draft, os.O_RDONLY)
+        try:
+            if not self._locked(descriptor):
+                raise StoreError(
+                    f"{self.final}: another process restores this series now; wait for it, or "
+                    "choose another destination"
+                )
+            for stale in (
+                *self._draft.iterdir(),
+                *self._record.parent.glob(f"{self._record.name}.*"),
+            ):
+                stale.unlink()
+            shutil.rmtree(self._former, ignore_errors=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _locked(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held the lock may have given the draft its name before letting go.
+            return os.path.samestat(os.fstat(descriptor), self._draft.stat())
+        except OSError:
+            return False
 
     def put(self, number: int, image: Dataset, values: NDArray[np.integer]) -> None:
         """Write one instance into the draft and read it back.
@@ -112,24 +173,30 @@ class Destination:
             raise StoreError(f"{file} reads back otherwise than it was written: check the disk")
 
     def finish(self, record: SeriesRecord) -> None:
-        """Give the draft its name, and note that it is done."""
-        record = record.model_copy(update={"instances": len(list(self._draft.iterdir()))})
+        """Give the draft its name, and note that it is done.
+
+        Raises:
+            StoreError: the draft does not hold as many instances as the record says.
+        """
+        found = len(list(self._draft.iterdir()))
+        if found != record.instances:
+            raise StoreError(
+                f"{self._draft} holds {found} instances, expected {record.instances}: run again"
+            )
         files.sync([self._draft])
-        shutil.rmtree(self.final, ignore_errors=True)
+        self._set_aside()
         self._draft.rename(self.final)
         files.sync([self.final.parent])
-        files.write(self._record, _text(record))
+        files.write(self._record, record.text())
+        shutil.rmtree(self._former, ignore_errors=True)
 
     def quarantine(self, record: SeriesRecord) -> None:
         """Keep nothing of a series that must not be used, but why."""
-        shutil.rmtree(self._draft, ignore_errors=True)
-        files.write(self._record, _text(record))
+        self._set_aside()
+        files.write(self._record, record.text())
+        shutil.rmtree(self._former, ignore_errors=True)
 
-
-def now() -> datetime:
-    """The present time."""
-    return datetime.now(UTC)
-
-
-def _text(record: SeriesRecord) -> bytes:
-    return record.model_dump_json(by_alias=True, indent=1).encode()
+    def _set_aside(self) -> None:
+        """Take the name from a former series at once: no kill leaves a part of it there."""
+        if self.final.exists():
+            self.final.rename(self._former)

@@ -43,50 +43,11 @@ class HuDecoder:
                 of one value.
             OSError, MemoryError: disk or memory failed; the file may be well.
         """
-        for path, group in groupby(self._series.slices, key=attrgetter("path")):
-            slices = list(group)
-            images = self._decode(path, slices)
-            for item in slices:
-                hu = self._to_hu(self._next(images, path), item)
-                self._flat.append(int(hu[0, 0]) if is_flat(hu) else None)
-                yield hu
+        for item, stored in stored_slices(self._root, self._series):
+            hu = self._to_hu(stored, item)
+            self._flat.append(int(hu[0, 0]) if is_flat(hu) else None)
+            yield hu
         self._check_content()
-
-    def _decode(self, path: str, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
-        """Stored values of the slices of one file."""
-        file, stored = self._root / path, slices[0].stored
-        if stored.offset is not None:
-            # By far the most CT is uncompressed: reading it needs no second look at the header.
-            count = self._series.rows * self._series.columns
-            with file.open("rb") as stream:
-                _check_unchanged(slices[0], os.fstat(stream.fileno()))
-                for item in slices:
-                    start = stored.offset + item.frame * count * np.dtype(stored.dtype).itemsize
-                    stream.seek(start)
-                    yield np.fromfile(stream, stored.dtype, count)
-            return
-        _check_unchanged(slices[0], file.stat())
-        if len(slices) == 1 and slices[0].frame == 0:
-            header = _open(file)
-            header.pixel_array_options(correct_unused_bits=False)
-            yield header.pixel_array
-        else:
-            frames = [item.frame for item in slices]
-            yield from iter_pixels(file, indices=frames, correct_unused_bits=False)
-
-    def _next(self, images: Iterator[np.ndarray], path: str) -> np.ndarray:
-        shape = self._series.rows, self._series.columns
-        try:
-            return next(images).reshape(shape)
-        except (OSError, MemoryError, Refusal):
-            # Of this machine or moment, not of the file: tried again in the next ingest.
-            raise
-        except Exception as error:  # decoders raise anything on damaged data
-            reason = (
-                f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]}: damaged or "
-                "cut off"
-            )
-            raise Refusal(Code.UNREADABLE, reason, (path,)) from error
 
     def _to_hu(self, stored: np.ndarray, item: Slice) -> np.ndarray:
         """HU = slope x stored value + intercept (DICOM PS3.3 C.11.1.1.2); padding is air."""
@@ -137,6 +98,57 @@ class HuDecoder:
             )
 
 
+def stored_slices(root: Path, series: Series) -> Iterator[tuple[Slice, np.ndarray]]:
+    """Yield the slices of a series, each with what its file stores: (rows, columns), all bits.
+
+    Raises:
+        Refusal: a file cannot be decoded or is another by now.
+        OSError, MemoryError: disk or memory failed; the file may be well.
+    """
+    shape = series.rows, series.columns
+    for path, group in groupby(series.slices, key=attrgetter("path")):
+        slices = list(group)
+        images = _decode(root / path, slices, shape[0] * shape[1])
+        for item in slices:
+            yield item, _next(images, path, shape)
+
+
+def _decode(file: Path, slices: Sequence[Slice], count: int) -> Iterator[np.ndarray]:
+    """Stored values of the slices of one file, `count` of each."""
+    stored = slices[0].stored
+    if stored.offset is not None:
+        # By far the most CT is uncompressed: reading it needs no second look at the header.
+        with file.open("rb") as stream:
+            _check_unchanged(slices[0], os.fstat(stream.fileno()))
+            for item in slices:
+                start = stored.offset + item.frame * count * np.dtype(stored.dtype).itemsize
+                stream.seek(start)
+                yield np.fromfile(stream, stored.dtype, count)
+        return
+    _check_unchanged(slices[0], file.stat())
+    if len(slices) == 1 and slices[0].frame == 0:
+        header = _open(file)
+        header.pixel_array_options(correct_unused_bits=False)
+        yield header.pixel_array
+    else:
+        frames = [item.frame for item in slices]
+        yield from iter_pixels(file, indices=frames, correct_unused_bits=False)
+
+
+def _next(images: Iterator[np.ndarray], path: str, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        return next(images).reshape(shape)
+    except (OSError, MemoryError, Refusal):
+        # Of this machine or moment, not of the file: tried again in the next ingest.
+        raise
+    except Exception as error:  # decoders raise anything on damaged data
+        reason = (
+            f"the pixels of a slice cannot be decoded to {shape[0]} x {shape[1]}: damaged or "
+            "cut off"
+        )
+        raise Refusal(Code.UNREADABLE, reason, (path,)) from error
+
+
 def _check_unchanged(item: Slice, status: os.stat_result) -> None:
     """The file is the one whose header was read: a delivery may still be on its way."""
     if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
@@ -176,11 +188,19 @@ def _open(file: Path) -> pydicom.Dataset:
 
 def padding_mask(stored: np.ndarray, item: Slice) -> np.ndarray:
     """Pixels that hold no measurement: PixelPaddingValue (0028,0120), up to RangeLimit."""
-    if item.stored.padding is None:
+    bounds = padding_range(item, stored.dtype)
+    if bounds is None:
         return np.zeros(stored.shape, bool)
+    return (stored >= bounds[0]) & (stored <= bounds[1])
+
+
+def padding_range(item: Slice, dtype: np.dtype) -> tuple[int, int] | None:
+    """The least and largest stored value that is padding, in words of a type; None without."""
+    if item.stored.padding is None:
+        return None
     # Written with the wrong sign by some: -2000 stands as 63536 and the other way round.
-    first, last = sorted(np.array(item.stored.padding).astype(stored.dtype))
-    return (stored >= first) & (stored <= last)
+    first, last = sorted(np.array(item.stored.padding).astype(dtype).tolist())
+    return first, last
 
 
 def measured(values: np.ndarray, item: Slice) -> np.ndarray:

@@ -14,6 +14,13 @@ def test_curves_stay_small_however_many_patients_validate(tmp_path):
     assert Image.open(tmp_path / "curves.png").size == (800, 300)
 
 
+def test_without_a_full_dose_a_panel_shows_what_was_removed():
+    low = np.full((20, 30), 50, np.int16)
+    page = np.asarray(panel(low, low - 100, None, "abdomen"))
+    assert page.shape == (20 + CAPTION, 3 * 30)
+    assert (page[CAPTION:, 60:] == 0).all()
+
+
 def test_a_panel_shows_the_window_and_grey_where_nothing_differs():
     full = np.full((20, 30), 50.0)
     full[5:9] = 3000

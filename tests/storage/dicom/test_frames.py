@@ -2,47 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, EnhancedCTImageStorage, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import UID, JPEGLSLossless, RLELossless
 
 from storage.dicom.headers import read_header
 from storage.refusals import Refusal
-
-
-def enhanced(series, folder: Path) -> Path:
-    """One Enhanced CT file with all frames in reverse order, rescale differing by frame."""
-    values = series.values()
-    image = series.image(0, values[0], generate_uid())
-    for name in ("RescaleSlope", "RescaleIntercept", "RescaleType", "ImagePositionPatient"):
-        delattr(image, name)
-    del image.ImageOrientationPatient, image.PixelSpacing
-    image.SOPClassUID = EnhancedCTImageStorage
-    image.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    image.NumberOfFrames = len(values)
-    shared, measures, plane = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, plane.ImageOrientationPatient = [0.7, 0.8], [1, 0, 0, 0, 1, 0]
-    shared.PixelMeasuresSequence = Sequence([measures])
-    shared.PlaneOrientationSequence = Sequence([plane])
-    image.SharedFunctionalGroupsSequence = Sequence([shared])
-    frames, stored = [], []
-    for i, hu in reversed(list(enumerate(values))):
-        frame, place, rescale = Dataset(), Dataset(), Dataset()
-        place.ImagePositionPatient = [-100, -120, series.start + i * series.increment]
-        rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1, -1024 - i, "HU"
-        frame.PlanePositionSequence = Sequence([place])
-        frame.PixelValueTransformationSequence = Sequence([rescale])
-        frames.append(frame)
-        stored.append((hu.astype("<i2") + 1024 + i).astype("<i2"))
-    image.PerFrameFunctionalGroupsSequence = Sequence(frames)
-    image.PixelData = np.stack(stored).tobytes()
-    folder.mkdir(parents=True)
-    image.save_as(folder / "enhanced.dcm", enforce_file_format=True)
-    return folder
 
 
 def compress(file: Path, syntax: UID) -> None:
@@ -52,7 +20,7 @@ def compress(file: Path, syntax: UID) -> None:
 
 
 @pytest.mark.parametrize("syntax", [None, RLELossless])
-def test_enhanced_multi_frame_ct_is_a_volume(read, tmp_path, series, syntax):
+def test_enhanced_multi_frame_ct_is_a_volume(read, tmp_path, series, syntax, enhanced):
     one = series(slices=12)
     folder = enhanced(one, tmp_path / "a")
     if syntax:
@@ -74,7 +42,7 @@ def encapsulated(file: Path, fragments_of_each: int, more: int, table: bool) -> 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
 @pytest.mark.parametrize("write", ["plain", "enhanced"])
 def test_more_compressed_frames_than_promised_are_refused(
-    read, tmp_path, series, write, syntax, table
+    read, tmp_path, series, write, syntax, table, enhanced
 ):
     one = series(slices=12)
     folder = one.write(tmp_path / "a") if write == "plain" else enhanced(one, tmp_path / "a")
@@ -103,7 +71,7 @@ def test_compressed_pixels_that_lack_a_few_bytes_are_refused(read, tmp_path, ser
 @pytest.mark.parametrize(
     ("write", "table"), [("plain", True), ("plain", False), ("enhanced", True)]
 )
-def test_a_frame_in_several_fragments_is_one_frame(read, tmp_path, series, write, table):
+def test_a_frame_in_several_fragments_is_one_frame(read, tmp_path, series, write, table, enhanced):
     one = series(slices=12, matrix=(64, 64))
     folder = one.write(tmp_path / "a") if write == "plain" else enhanced(one, tmp_path / "a")
     for file in folder.iterdir():
@@ -112,7 +80,7 @@ def test_a_frame_in_several_fragments_is_one_frame(read, tmp_path, series, write
     assert (read(folder)[0] == one.values()).all()
 
 
-def test_an_enhanced_pair_enters_the_dataset(tmp_path, series, dataset, deliver):
+def test_an_enhanced_pair_enters_the_dataset(tmp_path, series, dataset, deliver, enhanced):
     full, low = series("L001", "FULL", slices=12), series("L001", "LOW", low=True, slices=12)
     enhanced(full, tmp_path / "source" / "full")
     enhanced(low, tmp_path / "source" / "low")
@@ -149,7 +117,7 @@ def group(file: Path, frames: slice | None, macro: str, **attributes) -> None:
     ],
 )
 def test_kernel_and_thickness_of_an_enhanced_pair_are_compared(
-    tmp_path, series, dataset, deliver, frames, macro
+    tmp_path, series, dataset, deliver, frames, macro, enhanced
 ):
     for dose, kernel, thickness in (("full", "B30f", 3), ("low", "B50f", 5)):
         one = series("L001", dose, low=dose == "low", slices=12)
@@ -165,7 +133,9 @@ def test_kernel_and_thickness_of_an_enhanced_pair_are_compared(
     assert "slice thickness differs: low dose 5 mm, full dose 3 mm" in row.note
 
 
-def test_frames_of_several_kernels_or_thicknesses_have_none(tmp_path, series, dataset, deliver):
+def test_frames_of_several_kernels_or_thicknesses_have_none(
+    tmp_path, series, dataset, deliver, enhanced
+):
     for dose in ("full", "low"):
         one = series("L001", dose, low=dose == "low", slices=12)
         file = enhanced(one, tmp_path / "source" / dose) / "enhanced.dcm"

@@ -1,0 +1,84 @@
+"""Pictures for people: a patient of the dataset or a derived series, in its display window."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flows import stores
+from flows.compute.models import Models
+from flows.compute.restoration import LEAST_SLICES
+from flows.errors import FlowError
+from flows.trace import record_of
+from hqinet.devices import pick_device
+from hqinet.report.pictures import panel
+from hqinet.restoration.restore import restore
+from storage.dicom.finding import find_series, opened
+from storage.dicom.pixels import HuDecoder
+from storage.dicom.series import order
+from storage.dicom.statement import read_hu, read_statement
+from storage.errors import DatasetError
+from storage.ingest import cohort
+from storage.ingest.cohort import CohortRules
+
+
+class ShowError(FlowError):
+    """Nothing to be shown; one line that says what to do."""
+
+
+def show(what: str, model: str) -> Image.Image:
+    """A slice of a derived series or a patient: low dose, restored, full dose, difference.
+
+    Args:
+        what: folder of a derived series or its SeriesInstanceUID, whose middle slice is shown; one
+            of its files; or a patient of the dataset.
+        model: restores a patient's slice; a derived series has been restored.
+
+    Raises:
+        ShowError: there is no such thing.
+    """
+    path = Path(what)
+    if path.exists():
+        return show_series(path)
+    known = (e.folder for e in stores.restored().entries() if e.record.series == what)
+    folder = next((Path(folder) for folder in known if Path(folder).is_dir()), None)
+    return show_patient(what, model) if folder is None else show_series(folder)
+
+
+def show_patient(patient: str, model: str) -> Image.Image:
+    """The middle slice of a patient's pair, and what a model makes of it now."""
+    try:
+        pair = stores.dataset().snapshot().volume(patient)
+    except DatasetError as error:
+        raise ShowError(
+            f"{patient!r} is no path, no derived series of this home, and no patient: {error}"
+        ) from error
+    models, device = Models(model, None), pick_device("auto")
+    middle = pair.low.shape[0] // 2
+    first = max(middle - 1, 0)
+    low = np.asarray(pair.low[first : middle + 2])
+    parts = restore(models.load(models.resolve(), "auto"), low, device=device)
+    restored = np.concatenate([part for _, part in parts])
+    at = middle - first
+    return panel(low[at], restored[at], np.asarray(pair.full[middle : middle + 1])[0], pair.anatomy)
+
+
+def show_series(path: Path) -> Image.Image:
+    """A slice of a derived series beside its source, which has to lie where it lay."""
+    files = sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
+    if not files:
+        raise ShowError(f"{path} holds no derived series: give the folder that its UID names")
+    at = len(files) // 2 if path.is_dir() else files.index(path)
+    said = read_statement(files[at])
+    record = record_of(said, files[at].parent)
+    if record is None:
+        raise ShowError(f"{path}: where its source lies is not known: its record is missing")
+    with opened(Path(record.source_path), stores.scratch()) as place:
+        found = {one.uid: one for one in find_series(place)[0]}.get(said.source_series)
+        if found is None:
+            raise ShowError(f"the source of {path} lies at {record.source_path} no more")
+        series = order(found.headers, LEAST_SLICES)
+        low = next(iter(HuDecoder(found.root, series.crop(at, at + 1))))
+        header = found.headers[0]
+        anatomy = cohort.anatomy(CohortRules(), header.patient_id, header.body_part)
+    return panel(low, read_hu(files[at]), None, anatomy)

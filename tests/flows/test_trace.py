@@ -1,0 +1,154 @@
+"""The road back from a derived series, and pictures of it; a program stands for the starter."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from torch import nn
+
+from flows import stores, trace
+from flows.compute import models
+from flows.denoise import denoise
+from flows.settings import DenoiseSettings
+from flows.show import ShowError, show
+from hqinet.restoration.export import save_exported
+from storage.dicom.index import SeriesIndex
+from storage.errors import SourceError, StoreError
+
+ROWS = 96
+
+
+class Smoother(nn.Module):
+    """Takes noise off by the mean of the slab."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.6))
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(hu[:, 1:2], hu.mean(1, keepdim=True), self.share)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def starter(tmp_path_factory) -> Iterator[None]:
+    """A program that loads at once, and knows as much as the starter."""
+    file = tmp_path_factory.mktemp("starter") / "starter.pt2"
+    save_exported(Smoother().eval(), file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "starter_file", lambda: file)
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, series) -> Path:
+    y, x = np.mgrid[-1 : 1 : ROWS * 1j, -1 : 1 : ROWS * 1j]
+    body = np.where(np.hypot(x, y) < 0.9, 50.0, -1000.0)
+    noise = np.random.default_rng(0).normal(0, 25, (4, ROWS, ROWS))
+    hu = (body + noise).round().astype(np.int16)
+    return series("L900", "Low Dose Images", hu=hu).write(tmp_path_factory.mktemp("in") / "low")
+
+
+@pytest.fixture(scope="module")
+def made(home, source, tmp_path_factory) -> Path:
+    """The folder of the derived series."""
+    target = tmp_path_factory.mktemp("out")
+    asked = DenoiseSettings(model="starter", device="cpu", strength=0.8)
+    (row,) = denoise(str(source), str(target), asked).series
+    assert row.outcome == "restored", row.reasons
+    return Path(row.folder)
+
+
+def test_what_the_starter_made_is_explained_by_its_card(made, source):
+    told = trace.explain(made / "0002.dcm")
+    assert (told.model, told.registered, told.identity_agrees) == ("starter", False, True)
+    assert told.source_path == str(source)
+    image = pydicom.dcmread(made / "0002.dcm")
+    assert told.source_instance == image.SourceImageSequence[0].ReferencedSOPInstanceUID
+    assert "strength 0.8" in told.description
+    assert "trained" in told.card.lower()
+
+
+def test_a_file_of_a_scanner_explains_nothing(made, source):
+    with pytest.raises(SourceError, match="HQINet did not make it: its equipment is SIEMENS"):
+        trace.explain(min(source.iterdir()))
+    with pytest.raises(SourceError, match="cannot be read as DICOM"):
+        trace.explain(made.parent / f"{made.name}.json")
+
+
+def test_a_replay_gives_the_same_pixels(made):
+    (whole,) = trace.replay(made.parent, "cpu")
+    assert (whole.outcome, whole.instances, whole.differing) == ("same", 4, 0)
+    (one,) = trace.replay(made / "0003.dcm", "cpu")
+    assert (one.outcome, one.instances) == ("same", 1)
+
+
+def test_a_replay_finds_a_pixel_that_was_changed(made, tmp_path):
+    copied = shutil.copytree(made, tmp_path / made.name)
+    shutil.copy(made.parent / f"{made.name}.json", tmp_path)
+    image = pydicom.dcmread(copied / "0001.dcm")
+    values = image.pixel_array.copy()
+    values[40, 40] += 3
+    image.PixelData = values.tobytes()
+    image.save_as(copied / "0001.dcm")
+    (found,) = trace.replay(tmp_path, "cpu")
+    assert (found.outcome, found.differing, found.largest) == ("differs", 1, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"source_path": "gone"}, "is not there"),
+        ({"source": "ab"}, "has changed since"),
+        ({"identity": "cd" * 32}, "model starter is"),
+        (None, "its record is neither"),
+    ],
+)
+def test_what_cannot_be_replayed_says_why(made, tmp_path, monkeypatch, change, says):
+    copied = shutil.copytree(made, tmp_path / made.name)
+    record = trace.record_of(trace.read_statement(made / "0001.dcm"), made)
+    monkeypatch.setattr(stores, "restored", lambda: SeriesIndex(tmp_path / "empty"))
+    if change is not None:
+        changed = record.model_copy(update=change)
+        (tmp_path / f"{made.name}.json").write_bytes(changed.text())
+    (found,) = trace.replay(copied, "cpu")
+    assert found.outcome == "cannot be replayed"
+    assert says in found.reason
+
+
+def test_a_recall_lists_what_a_model_made_and_whether_it_lies_there(made, source, tmp_path):
+    asked = DenoiseSettings(model="starter", device="cpu", strength=0.7)
+    (other,) = denoise(str(source), str(tmp_path), asked).series
+    listed = {row.folder: row for row in trace.recall("starter")}
+    assert listed.keys() == {str(made), other.folder}
+    assert listed[other.folder].present
+    shutil.rmtree(other.folder)
+    assert not {row.folder: row for row in trace.recall("starter")}[other.folder].present
+    assert trace.recall("7") == []
+
+
+def test_a_list_that_lacks_an_entry_is_no_list(tmp_path):
+    (tmp_path / "1.2-ab.json").write_text("{")
+    with pytest.raises(StoreError, match="is no entry of a derived series"):
+        SeriesIndex(tmp_path).entries()
+
+
+def test_a_series_is_shown_beside_its_source(made):
+    picture = show(str(made), "starter")
+    assert picture.size[0] == 3 * ROWS
+    assert np.array_equal(np.asarray(show(made.name, "starter")), np.asarray(picture))
+    first = show(str(made / "0001.dcm"), "starter")
+    assert not np.array_equal(np.asarray(first), np.asarray(picture))
+
+
+def test_a_patient_is_shown_with_full_dose(made, pair, tmp_path):
+    from flows.ingest import ingest
+
+    pair(tmp_path, "L001", slices=4, matrix=(48, 56))
+    ingest(str(tmp_path), "tiny")
+    assert show("L001", "starter").size[0] == 4 * 56
+    with pytest.raises(ShowError, match="no path, no derived series of this home, and no patient"):
+        show("L777", "starter")
