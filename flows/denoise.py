@@ -14,11 +14,12 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel
 
-from flows import stores
+from flows import events, stores
 from flows.compute.models import Models
 from flows.compute.progress import announce
 from flows.compute.restoration import Request, SeriesOutcome, restore_series
 from flows.settings import DenoiseSettings, Settings
+from flows.states import QUARANTINED, REFUSED, ended
 from storage.dicom.finding import find_series, opened
 
 DEFAULTS = Settings().denoise
@@ -68,7 +69,17 @@ def denoise(source: str, destination: str, settings: DenoiseSettings = DEFAULTS)
             outcomes.append(outcome)
     result = DenoiseResult(destination=str(target), series=outcomes)
     publish(result)
-    return result
+    events.series_ended(outcomes)
+    return ended(result, *_ending(result))
+
+
+def _ending(result: DenoiseResult) -> tuple[str | None, str]:
+    """The state that the run ends in, None for the usual one, and why."""
+    for name, outcome in ((QUARANTINED, "quarantined"), (REFUSED, "refused")):
+        rows = [row for row in result.series if row.outcome == outcome]
+        if rows:
+            return name, f"{len(rows)} series {outcome}, the first: {_line(rows[0])}"
+    return None, ""
 
 
 def _line(outcome: SeriesOutcome) -> str:

@@ -7,13 +7,17 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import stores
+from flows import events, stores
 from flows.evaluations import SPLIT, PromotionError, champion, counting, judge, missing
+from flows.settings import Settings
+from flows.states import REFUSED, ended
 from hqinet.quality import gate
 from storage.dataset.versions import Snapshot
 from storage.errors import Conflict
 from storage.models.promotions import Entry, History
 from storage.models.registry import CHAMPION, PREVIOUS, ModelVersion
+
+POLICY = Settings().policy
 
 
 class PromoteResult(BaseModel):
@@ -30,7 +34,7 @@ class PromoteResult(BaseModel):
 
 @flow(name="promote")
 def promote(
-    model: int | None = None, commit: int | None = None, policy: str = "default"
+    model: int | None = None, commit: int | None = None, policy: str = POLICY
 ) -> PromoteResult:
     """Judge a challenger on the test split of a commit; only a pass moves the alias champion.
 
@@ -63,7 +67,11 @@ def promote(
     if verdict.passed:
         update_aliases()
     tag_verdict(entry)
-    return publish(entry, verdict)
+    result = publish(entry, verdict)
+    if verdict.passed:
+        events.champion_changed(entry.candidate, entry.champion)
+    reasons = f"version {entry.candidate}: {'; '.join(verdict.reasons)}"
+    return ended(result, None if verdict.passed else REFUSED, reasons)
 
 
 @flow(name="rollback promotion")
@@ -86,6 +94,7 @@ def rollback_promotion() -> PromoteResult:
     stores.promotions().append(entry, history)
     update_aliases()
     tag_verdict(entry)
+    events.champion_changed(entry.candidate, entry.champion)
     return PromoteResult(
         verdict="rolled back",
         model=entry.candidate,

@@ -13,14 +13,15 @@ from pathlib import Path
 from types import FrameType
 from uuid import UUID
 
-from prefect import State, Task, flow, get_run_logger, task
+from prefect import State, Task, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
-from flows import lineage, stores
+from flows import events, lineage, stores
 from flows.compute import training_job
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
@@ -39,6 +40,7 @@ from storage.provenance import code_version
 from storage.stores import files
 
 DEFAULTS = Settings().train
+RECIPE = Settings().recipe
 NO_OVERRIDES: list[str] = []
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that ask for a stop; a terminal sends the last when it closes."""
@@ -74,7 +76,7 @@ class TrainResult(BaseModel):
 
 @flow(name="train")
 def train(
-    recipe: str = "fast",
+    recipe: str = RECIPE,
     commit: int | None = None,
     resume: str | None = None,
     overrides: list[str] = NO_OVERRIDES,
@@ -89,15 +91,32 @@ def train(
         overrides: Lines of TOML on top of the recipe, as `model.width = 0.25`.
         settings: How the machine is used.
     """
+    resume = resume or begun_before()
     job = reopen_run(resume, settings) if resume else open_run(recipe, overrides, commit, settings)
     fit.with_options(retries=settings.retries)(job, settings.processes)
     try:
-        return register(job)
+        result = register(job)
     except StorageError as error:
         raise UnregisteredError(
             f"run {job.run} is trained and could not be registered: {error}; "
             f"`hqinet train --resume {job.run}` registers it"
         ) from error
+    events.model_registered(result.model, result.run, result.commit)
+    return result
+
+
+def begun_before() -> str | None:
+    """The MLflow run that an earlier attempt of this flow run began on this machine, if one did.
+
+    A flow run whose machine died, or whose worker was stopped, is started again as the same flow
+    run, and goes on from the checkpoint.
+    """
+    if not runtime.flow_run.run_count or runtime.flow_run.run_count < 2:
+        return None
+    for file in Settings().runs.glob("*/run.json"):
+        if Job.model_validate_json(file.read_text()).flow_run == runtime.flow_run.id:
+            return file.parent.name
+    return None
 
 
 @task(cache_policy=NO_CACHE)
@@ -109,7 +128,13 @@ def open_run(recipe: str, overrides: list[str], commit: int | None, settings: Tr
     inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)
     run = registry.start(f"{loaded.name}-commit-{snapshot.commit}", flatten(loaded), inputs)
     registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
-    job = Job(run=run, commit=snapshot.commit, recipe=loaded, device=settings.device)
+    job = Job(
+        run=run,
+        commit=snapshot.commit,
+        recipe=loaded,
+        device=settings.device,
+        flow_run=runtime.flow_run.id or "",
+    )
     job.folder.mkdir(parents=True)
     registry.log_file(run, write_job(job))
     return job
@@ -163,6 +188,9 @@ def fit(job: Job, processes: int) -> None:
         raise
     except TrainingInterruptedError as error:
         close_run(job.run, "KILLED")
+        if runtime.deployment.id:
+            # Its worker is told to stop: crashed, not failed, so that the run is started again.
+            raise TerminationSignal(signal.SIGTERM) from error
         message = f"{error}: `hqinet train --resume {job.run}`"
         raise TrainingInterruptedError(message) from error
     except Exception:

@@ -48,6 +48,8 @@ class Job(BaseModel):
     commit: int
     recipe: Recipe
     device: str
+    flow_run: str = ""
+    """Prefect's flow run that began it: its next attempt goes on with it."""
 
     @property
     def folder(self) -> Path:
