@@ -39,6 +39,9 @@ DEPLOYED = ResourceSpecification(
 """Runs of our deployments; what a command runs has no tag, and no worker to start it again."""
 TOLD_OF = ("Failed", "Crashed", "TimedOut", "Refused", "Quarantined")
 """States of a run that an operator is told of."""
+ENDS = (*TOLD_OF, "Completed", "Cancelled", "Cancelling", "AwaitingRetry", "Paused", "Suspended")
+"""States after which nothing is waited for. No wildcard: Prefect writes to its database for each
+event that a trigger might want, and plans runs by the hundred."""
 MESSAGE = """\
 {{ flow.name }}, run {{ flow_run.name }}: {{ flow_run.state.name }}
 {{ flow_run.state.message }}
@@ -51,6 +54,11 @@ LATE = "{{ labels['prefect.resource.id'] }} should have begun half an hour ago: 
 
 class AutomationError(FlowError):
     """An automation that would match more than it says; one line that names it."""
+
+
+def events_of(*states: str) -> set[str]:
+    """The events of a flow run that comes into these states."""
+    return {f"prefect.flow-run.{state}" for state in states}
 
 
 def wanted(settings: ServicesSettings, webhook: Any = None) -> list[AutomationCore]:  # noqa: ANN401 - a block's id
@@ -69,9 +77,8 @@ def lost(within: timedelta) -> AutomationCore:
         trigger=EventTrigger(
             match=RUNS,
             for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.heartbeat"},
-            # Whatever else becomes of it in between is a sign of life, too.
-            expect={"prefect.flow-run.*"},
+            after=events_of("heartbeat"),
+            expect=events_of("heartbeat", *ENDS),
             posture=Posture.Proactive,
             within=within,
         ),
@@ -93,8 +100,8 @@ def unbegun() -> AutomationCore:
             match=RUNS,
             match_related=DEPLOYED,
             for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.Pending"},
-            expect={"prefect.flow-run.*"},
+            after=events_of("Pending"),
+            expect=events_of("Running", *ENDS),
             posture=Posture.Proactive,
             within=UNBEGUN,
         ),
@@ -117,7 +124,7 @@ def again() -> AutomationCore:
         trigger=EventTrigger(
             match=ResourceSpecification(RUNS.root | {"prefect.run-count": counts}),
             match_related=DEPLOYED,
-            expect={"prefect.flow-run.Crashed"},
+            expect=events_of("Crashed"),
             posture=Posture.Reactive,
             threshold=1,
         ),
@@ -136,7 +143,7 @@ def notifications(webhook: Any) -> list[AutomationCore]:  # noqa: ANN401 - as ab
     ended = EventTrigger(
         match=RUNS,
         match_related=DEPLOYED,
-        expect={f"prefect.flow-run.{state}" for state in TOLD_OF},
+        expect=events_of(*TOLD_OF),
         posture=Posture.Reactive,
         threshold=1,
     )
@@ -144,8 +151,8 @@ def notifications(webhook: Any) -> list[AutomationCore]:  # noqa: ANN401 - as ab
         match=RUNS,
         match_related=DEPLOYED,
         for_each={"prefect.resource.id"},
-        after={"prefect.flow-run.Late"},
-        expect={"prefect.flow-run.*"},
+        after=events_of("Late"),
+        expect=events_of("Pending", "Running", *ENDS),
         posture=Posture.Proactive,
         within=OVERDUE,
     )
