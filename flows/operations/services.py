@@ -130,8 +130,10 @@ def free_port(wanted: int) -> int:
 
 def environment(home: Path, prefect: str) -> dict[str, str]:
     """The environment of every service: the shell's, the home's, and how runs are watched."""
+    # What a command keeps off its terminal belongs into the log of a service.
+    hidden = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != hidden},
         **homes.environment(home),
         "PREFECT_API_URL": prefect,
         # The least that Prefect takes. A run whose heartbeat stops is called crashed.

@@ -47,8 +47,6 @@ PATIENCE = 180
 PARTING = 8
 """Seconds that workers and their runs may take: a training ends its step and saves."""
 SERVERS_PARTING = 4
-HEARING = 2
-"""Seconds in which Prefect hears how the last runs ended, and plans them again."""
 LARGEST_LOG = 20_000_000
 
 
@@ -153,9 +151,10 @@ def servers(home: Path, settings: Settings) -> list[Child]:
 
 
 def workers() -> list[Child]:
-    """A worker for each pool."""
+    """A worker for each pool, and the watch over their runs."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool"]
-    return [Child(f"worker-{pool.removeprefix('hqinet-')}", [*command, pool]) for pool in POOLS]
+    made = [Child(f"worker-{pool.removeprefix('hqinet-')}", [*command, pool]) for pool in POOLS]
+    return [*made, Child("watch", [sys.executable, "-m", "flows.operations.watch"])]
 
 
 @dataclass
@@ -250,8 +249,6 @@ class Supervisor:
                 process.terminate()
         processes.end(running, PARTING)
         processes.end([one for one in families if one.is_running()], 1)
-        if runs:
-            sleep(HEARING)
         processes.end([own for child in self.servers if (own := child.own)], SERVERS_PARTING)
         if self._written is not None and self._written.state != "failed":
             self._tell("starting")

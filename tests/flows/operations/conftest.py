@@ -1,4 +1,4 @@
-"""Real services of a home of their own: `hqinet up`, once for all tests of this room."""
+"""Real services of a home of their own: `hqinet up`, and the API of its server."""
 
 import json
 import os
@@ -122,14 +122,14 @@ def over(runs: list[dict]) -> dict | None:
     return next((run for run in runs if run["state_type"] in ends), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stranger() -> Iterator[int]:
     """Somebody else's server, on the port that ours would like to have."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installation(hqinet, stranger, tiny_recipe, tmp_path_factory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("installation")
     recipe, policy = folder / "brief.toml", folder / "lenient.toml"
