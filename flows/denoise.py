@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel
 
-from flows import stores
+from flows import events, stores
 from flows.compute.models import DenoiseError, Models
 from flows.compute.progress import SliceDisplay
 from flows.compute.restoration import (
@@ -27,6 +27,7 @@ from flows.compute.restoration import (
     restore_series,
 )
 from flows.settings import DenoiseSettings, Settings
+from flows.states import QUARANTINED, REFUSED, ended
 from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.headers import FileHeader
 
@@ -84,7 +85,17 @@ def denoise(source: str, destination: str, settings: DenoiseSettings = DEFAULTS)
                 display.announce(f"{chosen.index(one) + 1}/{len(chosen)} {_line(outcome)}")
     result = DenoiseResult(destination=str(target), series=outcomes)
     publish(result)
-    return result
+    events.series_ended(outcomes)
+    return ended(result, *_ending(result))
+
+
+def _ending(result: DenoiseResult) -> tuple[str | None, str]:
+    """The state that the run ends in, None for the usual one, and why."""
+    for name, outcome in ((QUARANTINED, "quarantined"), (REFUSED, "refused")):
+        rows = [row for row in result.series if row.outcome == outcome]
+        if rows:
+            return name, f"{len(rows)} series {outcome}, the first: {_line(rows[0])}"
+    return None, ""
 
 
 def restored(request: Request, chosen: Sequence[FoundSeries]) -> Iterator[SeriesOutcome]:

@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import lineage, stores
+from flows import events, lineage, stores
 from flows.compute.pairs import pair_of
 from flows.compute.progress import announce
 from flows.errors import FlowError
@@ -39,6 +39,7 @@ from storage.models.registry import ModelVersion
 from storage.provenance import code_version
 
 DEFAULTS = Settings().evaluate
+POLICY = Settings().policy
 
 
 class EvaluationError(FlowError):
@@ -60,7 +61,7 @@ def evaluate(
     model: str = "latest",
     commit: int | None = None,
     split: str = "test",
-    policy: str = "default",
+    policy: str = POLICY,
     settings: EvaluateSettings = DEFAULTS,
 ) -> EvaluateResult:
     """Restore and measure every patient of a split, and write the report.
@@ -96,7 +97,9 @@ def evaluate(
     verdict = judge(rules, version, evidence, rival, snapshot)
     theirs = None if rival is None else counting(rival, snapshot, split)
     champion = None if theirs is None else theirs.table()
-    return write_report(version, snapshot, split, policy, results, study, champion, verdict)
+    result = write_report(version, snapshot, split, policy, results, study, champion, verdict)
+    events.evaluation_written(version.version, snapshot.commit, split)
+    return result
 
 
 @task(cache_policy=NO_CACHE)

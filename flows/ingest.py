@@ -15,9 +15,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import opaque
 
-from flows import stores
+from flows import events, stores
 from flows.compute.workers import Workers
 from flows.settings import ClusterSettings, IngestSettings, Settings
+from flows.states import REFUSED, ended
 from storage.dataset.rows import Accepted, Refused
 from storage.ingest import conversion, delivery, outcome, planning, pseudonyms
 from storage.ingest.cohort import CohortRules, SimulationRules, read_cohort_file
@@ -50,6 +51,7 @@ def ingest(
         cluster: Where Dask runs.
     """
     opened = opaque(open_delivery(_hidden.get(source, Path(source)), cohort, settings))
+    before = stores.dataset().snapshot().commit
     with Workers(cluster, stores.scratch()) as workers:
         # Opaque: Prefect would look for futures in every slice of every patient.
         found = opaque(inventory(opened, workers))
@@ -57,7 +59,10 @@ def ingest(
         rows = opaque(convert(opened, planned, workers, settings.retries))
     merged = merge(opened, found, planned, rows)
     publish(merged)
-    return merged
+    if merged.commit == before:
+        return merged
+    announce_commit(merged)
+    return ended(merged, REFUSED if merged.refused else None, refusals_in_a_line(merged))
 
 
 def shown_source(source: Path, settings: IngestSettings) -> str:
@@ -179,6 +184,24 @@ def merge(
 ) -> Outcome:
     """Decide on the latest commit what changes, and commit it; again if another came first."""
     return outcome.merge(opened, found, planned, rows)
+
+
+def announce_commit(merged: Outcome) -> None:
+    """Emit the event that a training waits for."""
+    new = [row for row in merged.accepted if row.patient not in merged.changed]
+    trained_on = sum(row.split == "train" for row in new)
+    events.dataset_committed(stores.dataset().identity, merged.commit, trained_on)
+
+
+def refusals_in_a_line(merged: Outcome) -> str:
+    """How many were refused, and the first with its reason."""
+    if not merged.refused:
+        return ""
+    first = merged.refused[0].shown()
+    return (
+        f"{len(merged.refused)} refused, the first: {first['patient'] or first['source']}: "
+        f"{first['reason']}; all stand in the run's artifact"
+    )
 
 
 def publish(merged: Outcome) -> None:

@@ -15,6 +15,7 @@ from flows.settings import (
     Settings,
     TrainSettings,
 )
+from flows.states import REFUSED, ended
 from flows.train import NO_OVERRIDES, TrainResult, train
 from hqinet.quality.policy import load_policy
 from hqinet.training.recipe import load_recipe
@@ -36,8 +37,8 @@ class PipelineResult(BaseModel):
 def pipeline(  # noqa: PLR0913, PLR0917 - a form on Prefect's page
     source: str,
     cohort: str | None = None,
-    recipe: str = "fast",
-    policy: str = "default",
+    recipe: str = DEFAULTS.recipe,
+    policy: str = DEFAULTS.policy,
     overrides: list[str] = NO_OVERRIDES,
     ingest_settings: IngestSettings = DEFAULTS.ingest,
     cluster: ClusterSettings = DEFAULTS.cluster,
@@ -69,4 +70,7 @@ def pipeline(  # noqa: PLR0913, PLR0917 - a form on Prefect's page
     trained = train(recipe, ingested.commit, overrides=overrides, settings=train_settings)
     evaluated = evaluate(str(trained.model), ingested.commit, SPLIT, policy, evaluate_settings)
     promoted = promote(trained.model, ingested.commit, policy)
-    return PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)
+    result = PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)
+    refused = promoted.verdict == "refused"
+    reasons = f"version {trained.model}: {'; '.join(promoted.reasons)}"
+    return ended(result, REFUSED if refused else None, reasons)

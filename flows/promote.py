@@ -7,14 +7,18 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
-from flows import stores
+from flows import events, stores
 from flows.evaluations import SPLIT, PromotionError, champion, counting, judge, missing
+from flows.settings import Settings
+from flows.states import REFUSED, ended
 from hqinet.quality import gate
 from hqinet.quality.policy import Policy, load_policy
 from storage.dataset.versions import Snapshot
 from storage.errors import Conflict
 from storage.models.promotions import Entry, History
 from storage.models.registry import CHAMPION, PREVIOUS, ModelVersion
+
+POLICY = Settings().policy
 
 
 class PromoteResult(BaseModel):
@@ -31,7 +35,7 @@ class PromoteResult(BaseModel):
 
 @flow(name="promote")
 def promote(
-    model: int | None = None, commit: int | None = None, policy: str = "default"
+    model: int | None = None, commit: int | None = None, policy: str = POLICY
 ) -> PromoteResult:
     """Judge a challenger on the test split of a commit; only a pass moves the alias champion.
 
@@ -64,7 +68,11 @@ def promote(
     if verdict.passed:
         update_aliases()
     tag_verdict(entry)
-    return publish(entry, verdict)
+    result = publish(entry, verdict)
+    if verdict.passed:
+        events.champion_changed(entry.candidate, entry.champion)
+    reasons = f"version {entry.candidate}: {'; '.join(verdict.reasons)}"
+    return ended(result, None if verdict.passed else REFUSED, reasons)
 
 
 @flow(name="rollback promotion")
@@ -87,6 +95,7 @@ def rollback_promotion() -> PromoteResult:
     stores.promotions().append(entry, history)
     update_aliases()
     tag_verdict(entry)
+    events.champion_changed(entry.candidate, entry.champion)
     return PromoteResult(
         verdict="rolled back",
         model=entry.candidate,

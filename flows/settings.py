@@ -158,6 +158,23 @@ class DenoiseSettings(Section):
     batch: int = Field(4, ge=1, description="Slices restored at once; bounds the memory.")
 
 
+class ServicesSettings(Section):
+    """The services that `hqinet up` keeps running on one machine."""
+
+    prefect_port: int = Field(
+        4200, gt=0, lt=65536, description="Of Prefect's server; the next free one if it is taken."
+    )
+    mlflow_port: int = Field(
+        5000, gt=0, lt=65536, description="Of MLflow's server; the next free one if it is taken."
+    )
+    lost_after: float = Field(
+        75, ge=40, description="Seconds without a heartbeat after which a run is called crashed."
+    )
+    webhook: str = Field(
+        "", description="URL that is told of failed, crashed, late and refused runs."
+    )
+
+
 class Settings(BaseSettings):
     """The whole tree. `HQINET_HOME=/data/ct HQINET_TRAIN__DEVICE=cpu` sets two of its leaves."""
 
@@ -169,11 +186,14 @@ class Settings(BaseSettings):
     dataset: str = Field("", description="Folder or object-store URL; default: HOME/dataset.")
     tracking_uri: str = Field("", description="MLflow server; default: a database under HOME.")
     model: str = Field("hqinet", description="Name of the registered model in MLflow.")
+    recipe: str = Field("fast", description="Name or TOML file of the recipe that is trained.")
+    policy: str = Field("default", description="Name or TOML file of the policy that judges.")
     ingest: IngestSettings = IngestSettings()
     cluster: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     denoise: DenoiseSettings = DenoiseSettings()
+    services: ServicesSettings = ServicesSettings()
 
     @model_validator(mode="wrap")
     @classmethod

@@ -14,14 +14,15 @@ from types import FrameType
 from typing import Literal
 from uuid import UUID
 
-from prefect import State, Task, flow, get_run_logger, task
+from prefect import State, Task, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
 
-from flows import lineage, stores
+from flows import events, lineage, stores
 from flows.compute import training_job
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
@@ -41,6 +42,7 @@ from storage.provenance import code_version
 from storage.stores import files
 
 DEFAULTS = Settings().train
+RECIPE = Settings().recipe
 NO_OVERRIDES: list[str] = []
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that ask for a stop; a terminal sends the last when it closes."""
@@ -76,7 +78,7 @@ class TrainResult(BaseModel):
 
 @flow(name="train")
 def train(
-    recipe: str = "fast",
+    recipe: str = RECIPE,
     commit: int | None = None,
     resume: str | None = None,
     overrides: list[str] = NO_OVERRIDES,
@@ -93,6 +95,7 @@ def train(
         start: `starter` begins with the weights that ship with the package.
         settings: How the machine is used.
     """
+    resume = resume or begun_before()
     job = (
         reopen_run(resume, settings)
         if resume
@@ -100,12 +103,28 @@ def train(
     )
     fit.with_options(retries=settings.retries)(job, settings.processes)
     try:
-        return register(job)
+        result = register(job)
     except StorageError as error:
         raise UnregisteredError(
             f"run {job.run} is trained and could not be registered: {error}; "
             f"`hqinet train --resume {job.run}` registers it"
         ) from error
+    events.model_registered(result.model, result.run, result.commit)
+    return result
+
+
+def begun_before() -> str | None:
+    """The MLflow run that an earlier attempt of this flow run began on this machine, if one did.
+
+    A flow run whose machine died, or whose worker was stopped, is started again as the same flow
+    run, and goes on from the checkpoint.
+    """
+    if not runtime.flow_run.run_count or runtime.flow_run.run_count < 2:
+        return None
+    for file in Settings().runs.glob("*/run.json"):
+        if Job.model_validate_json(file.read_text()).flow_run == runtime.flow_run.id:
+            return file.parent.name
+    return None
 
 
 @task(cache_policy=NO_CACHE)
@@ -123,7 +142,14 @@ def open_run(
     inputs = DatasetInputs(Settings().dataset_url, snapshot.commit, snapshot.digest)
     run = registry.start(f"{loaded.name}-commit-{snapshot.commit}", flatten(loaded), inputs)
     registry.tag_run(run, {"recipe": loaded.name, "code_version": code_version()})
-    job = Job(run=run, commit=snapshot.commit, recipe=loaded, device=settings.device, start=start)
+    job = Job(
+        run=run,
+        commit=snapshot.commit,
+        recipe=loaded,
+        device=settings.device,
+        start=start,
+        flow_run=runtime.flow_run.id or "",
+    )
     job.folder.mkdir(parents=True)
     registry.log_file(run, write_job(job))
     return job
@@ -177,6 +203,9 @@ def fit(job: Job, processes: int) -> None:
         raise
     except TrainingInterruptedError as error:
         close_run(job.run, "KILLED")
+        if runtime.deployment.id:
+            # Its worker is told to stop: crashed, not failed, so that the run is started again.
+            raise TerminationSignal(signal.SIGTERM) from error
         message = f"{error}: `hqinet train --resume {job.run}`"
         raise TrainingInterruptedError(message) from error
     except Exception:

@@ -10,7 +10,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from flows.cli import collections, dataset, denoise, environment, models, pipeline, trace
+from flows.cli import (
+    collections,
+    dataset,
+    denoise,
+    environment,
+    models,
+    pipeline,
+    services,
+    trace,
+)
 from flows.errors import FlowError
 from hqinet.errors import HqinetError
 from hqinet.training.interrupts import TrainingInterruptedError
@@ -38,6 +47,9 @@ for verb in (
     trace.show,
     collections.fetch,
     environment.env,
+    services.up,
+    services.down,
+    services.status,
 ):
     app.command()(verb)
 app.add_typer(dataset.app, name="dataset")
@@ -95,3 +107,7 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """End with one line."""
     print(f"hqinet: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

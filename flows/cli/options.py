@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.operations import home as homes
-from flows.operations.server import end_orphans, server
+from flows.operations.server import end_orphans, server, use_running
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="HQINET_HOME", help="Everything that a run leaves.")
@@ -32,7 +32,9 @@ def enter(home: Path) -> None:
     """Make `home` this command's home, and keep Prefect's own log off the terminal."""
     if not home.expanduser().is_dir():
         print(f"hqinet: made the home {home.expanduser().absolute()}", file=sys.stderr)
-    end_orphans(homes.enter(home))
+    entered = homes.enter(home)
+    end_orphans(entered)
+    use_running(entered)
     # What a user must know is printed by the command itself; the log is kept with the run.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -25,12 +25,15 @@ CohortFile = Annotated[
     Path | None, typer.Option(help="TOML that describes a delivery the defaults do not.")
 ]
 RECIPES = "paper, fast, demo, starter, redcnn, or a TOML file"
-RecipeName = Annotated[str, typer.Option("--recipe", help=f"{RECIPES}.")]
+RecipeName = Annotated[str, typer.Option("--recipe", envvar="HQINET_RECIPE", help=f"{RECIPES}.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="TOML on top of the recipe, as `model.width=0.25`; repeatable."),
 ]
-PolicyName = Annotated[str, typer.Option("--policy", help="Name of a policy, or a TOML file.")]
+PolicyName = Annotated[
+    str,
+    typer.Option("--policy", envvar="HQINET_POLICY", help="Name of a policy, or a TOML file."),
+]
 SimulateDose = Annotated[
     float | None,
     typer.Option(
@@ -87,7 +90,8 @@ def train(
     if resume and (recipe or overrides or start or commit is not None):
         raise typer.BadParameter("--resume goes on with the run's own recipe and commit")
     if not resume:
-        recipe = readable_recipe(recipe or start or "fast", overrides)
+        recipe = recipe or start or os.environ.get("HQINET_RECIPE", "fast")
+        recipe = readable_recipe(recipe, overrides)
     require(home)
     enter(home)
     from flows import train as flow

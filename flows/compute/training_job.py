@@ -51,6 +51,8 @@ class Job(BaseModel):
     device: str
     start: Literal["starter"] | None = None
     """What the weights are at first; None: what the recipe's seed draws."""
+    flow_run: str = ""
+    """Prefect's flow run that began it: its next attempt goes on with it."""
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,6 @@
-"""The Prefect server of a command: the one whose address is given, or one of its own.
+"""The Prefect server of a command: the one whose address is given, the home's, or one of its own.
 
-Without an address, Prefect starts a server for the command and stops it at its end. A command
+Where neither is there, Prefect starts a server for the command and stops it at its end. A command
 that is killed outright cannot stop it, and after many kills they would fill the memory.
 """
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 
 from flows.errors import FlowError
+from flows.operations import services
+from flows.operations.processes import find, identity
 from storage.stores.servers import answers
 
 SERVER = "prefect.server.api.server:create_app"
@@ -23,6 +25,13 @@ STARTED_BY = "_HQINET_SERVER_OF"
 
 class ServerError(FlowError):
     """No Prefect server can be reached; one line that says what to do."""
+
+
+def use_running(home: Path) -> None:
+    """Take the server that `hqinet up` keeps running in this home, unless one is named."""
+    running = services.read(home)
+    if running is not None and running.is_up:
+        os.environ.setdefault("PREFECT_API_URL", running.prefect)
 
 
 @contextmanager
@@ -42,8 +51,8 @@ def server() -> Iterator[None]:
     if url := PREFECT_API_URL.value():
         if not answers(f"{url}/health"):
             raise ServerError(
-                f"no Prefect server answers at {url}: start it (`prefect server start`), or unset "
-                "PREFECT_API_URL"
+                f"no Prefect server answers at {url}: start it, or unset PREFECT_API_URL; `hqinet "
+                "status` shows the services of the home"
             )
         yield
         return
@@ -59,7 +68,7 @@ def _start() -> None:
 
     # Ctrl-C goes to every process of the terminal's command. This one must outlive it, or the flow
     # would wait for minutes to tell it that it ended.
-    os.environ[STARTED_BY] = _identity(psutil.Process())
+    os.environ[STARTED_BY] = identity(psutil.Process())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         SubprocessASGIServer().start()
@@ -86,16 +95,4 @@ def _is_orphan(process: psutil.Process, home: Path) -> bool:
         return False
     # By who started it, not by who is its parent now: `systemd --user` adopts orphans, and in a
     # container the command itself may be process 1.
-    return not _runs(variables.get(STARTED_BY, ""))
-
-
-def _identity(process: psutil.Process) -> str:
-    """A process, told from a later one that got its number."""
-    return f"{process.pid}@{process.create_time()}"
-
-
-def _runs(identity: str) -> bool:
-    number, _, _ = identity.partition("@")
-    with suppress(psutil.Error, ValueError):
-        return _identity(psutil.Process(int(number))) == identity
-    return False
+    return find(variables.get(STARTED_BY, "")) is None

@@ -3,6 +3,7 @@
 import psutil
 
 from flows.operations import server
+from flows.operations.processes import identity
 
 
 def heartbeat() -> int | None:
@@ -35,7 +36,7 @@ class Process:
 
 def test_an_orphan_is_known_by_who_started_it_whoever_adopted_it(tmp_path):
     here = {"HQINET_HOME": str(tmp_path), server.EPHEMERAL: "1"}
-    mine = server._identity(psutil.Process())
+    mine = identity(psutil.Process())
     assert not server._is_orphan(Process(**here, **{server.STARTED_BY: mine}), tmp_path)
     later = mine.partition("@")[0] + "@1.0"
     for gone in (later, "999999999@1.0", ""):

@@ -1,0 +1,122 @@
+"""The verbs of the services that run in a home: up, down, status."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.options import Home, Json, enter
+from flows.operations import home as homes
+from flows.operations import processes, queue, services, systemd
+from flows.operations.services import Services
+
+
+def up(
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, and end the services with Ctrl-C.")
+    ] = False,
+    as_unit: Annotated[
+        bool, typer.Option("--systemd", help="Write a systemd user unit, and start nothing.")
+    ] = False,
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Start Prefect, MLflow and the workers of this home, unless they run; returns when they do."""
+    from flows.cli import output
+
+    enter(home)
+    home = home.expanduser().absolute()
+    if as_unit:
+        made = {"unit": str(systemd.write_unit(home))}
+        output.answer(made, _print_unit, as_json=as_json)
+        return
+    if foreground:
+        command = services.supervisor_command(home)
+        os.execv(command[0], command)  # noqa: S606 - the supervisor takes this process over
+    print(f"hqinet: starting the services of {home}; logs in {home / 'logs'}", file=sys.stderr)
+    output.answer(_shown(services.start(home)), _print_services, as_json=as_json)
+
+
+def down(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
+    """End the services of this home: workers and their runs first, then the servers."""
+    from flows.cli import output
+
+    homes.require(home)
+    home = home.expanduser().absolute()
+    ended = services.stop(home)
+    line = f"the services of {home} are ended" if ended else f"no services of {home} run"
+    output.answer({"ended": ended}, lambda _: output.print_line(line), as_json=as_json)
+
+
+def status(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
+    """Show the services of this home and its queue; exits 1 if one of them does not run."""
+    from flows.cli import output
+
+    homes.require(home)
+    home = home.expanduser().absolute()
+    known = services.read(home)
+    shown: dict[str, Any] = {"state": "down", "services": []} if known is None else _shown(known)
+    if known is not None and known.is_up:
+        shown["queue"] = queue.look(known.prefect)
+    output.answer(shown, _print_services, as_json=as_json)
+    if shown["state"] != "up":
+        raise typer.Exit(1)
+
+
+def _shown(known: Services) -> dict[str, Any]:
+    rows = [
+        {"name": row.name, "process": _number(row.process), "since": _since(row.process)}
+        | {"starts": row.starts}
+        for row in known.services
+    ]
+    state = known.state if known.is_supervised else "down"
+    if state == "up" and not all(row["process"] for row in rows):
+        state = "degraded"
+    return {
+        "state": state,
+        "prefect": known.prefect.removesuffix("/api"),
+        "mlflow": known.mlflow,
+        "services": rows,
+    }
+
+
+def _number(known: str) -> int | None:
+    process = processes.find(known)
+    return None if process is None else process.pid
+
+
+def _since(known: str) -> str | None:
+    process = processes.find(known)
+    if process is None:
+        return None
+    return datetime.fromtimestamp(process.create_time(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _print_services(shown: dict[str, Any]) -> None:
+    from flows.cli import output
+
+    if shown["services"]:
+        keys = ("name", "process", "since", "starts")
+        output.print_table(
+            "Services", keys, ([row[key] for key in keys] for row in shown["services"])
+        )
+    if shown.get("queue"):
+        keys = ("pool", "running", "waiting", "late", "bad ends in 24 h", "workers")
+        output.print_table("Queue", keys, ([row[key] for key in keys] for row in shown["queue"]))
+    if shown["state"] in {"up", "degraded"}:
+        output.print_line(f"Prefect: {shown['prefect']}")
+        if shown["mlflow"]:
+            output.print_line(f"MLflow: {shown['mlflow']}")
+    output.print_line(f"services: {shown['state']}")
+
+
+def _print_unit(made: dict[str, Any]) -> None:
+    from flows.cli import output
+
+    name = Path(made["unit"]).name
+    output.print_line(f"wrote {made['unit']}; now:")
+    output.print_line(f"  systemctl --user daemon-reload && systemctl --user enable --now {name}")
+    output.print_line("  loginctl enable-linger   # they start with the machine, not with a login")

@@ -1,0 +1,69 @@
+"""Events: by them the end of one flow starts the next, and an operator learns what happened.
+
+A deployment's trigger sees the name of an event and the labels of its resource, never its payload;
+so what a trigger decides on is a label, and what the next flow needs is payload. An event belongs
+to the run that emits it and carries the tags of that run: the triggers of `prefect.yaml` ask for
+the tag AUTOMATIC, so that what a person starts by hand, or a pipeline does itself, starts nothing.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.events import emit_event
+
+from flows.compute.restoration import SeriesOutcome
+from flows.settings import Settings
+
+AUTOMATIC = "automatic"
+"""Tag of the runs whose events start the next flow."""
+
+
+def emit(name: str, about: str, payload: dict[str, Any], **labels: str) -> None:
+    """Emit `hqinet.NAME` about the resource `hqinet.ABOUT`; that it cannot be sent ends no flow."""
+    resource = {"prefect.resource.id": f"hqinet.{about}"}
+    resource |= {f"hqinet.{label.replace('_', '-')}": value for label, value in labels.items()}
+    try:
+        emit_event(event=f"hqinet.{name}", resource=resource, payload=payload)
+    except Exception as error:  # noqa: BLE001 - the work is done, whoever hears of it
+        get_run_logger().warning("event hqinet.%s was not sent: %s", name, error)
+
+
+def dataset_committed(identity: str, commit: int, new_training_patients: int) -> None:
+    """A commit was made; only one with new training patients is worth a training."""
+    emit(
+        "dataset.committed",
+        f"dataset.{identity}",
+        {"commit": commit, "new_training_patients": new_training_patients},
+        new_training_patients=str(new_training_patients),
+    )
+
+
+def model_registered(version: int, run: str, commit: int) -> None:
+    """A trained run became a model version."""
+    emit("model.registered", _model(version), {"version": version, "run": run, "commit": commit})
+
+
+def evaluation_written(version: int, commit: int, split: str) -> None:
+    """A model version has a report on a split of a commit."""
+    payload = {"version": version, "commit": commit, "split": split}
+    emit("evaluation.written", _model(version), payload, split=split)
+
+
+def champion_changed(version: int, before: int | None) -> None:
+    """Another version restores from now on, by a promotion or a rollback."""
+    emit("champion.changed", _model(version), {"version": version, "before": before})
+
+
+def series_ended(outcomes: Iterable[SeriesOutcome]) -> None:
+    """Of each series that was restored, refused or quarantined just now; paths may name persons."""
+    for row in outcomes:
+        payload = row.model_dump(include={"outcome", "series", "model", "code", "slices"})
+        if row.outcome == "restored":
+            emit("series.restored", f"series.{row.series}", payload)
+        elif row.outcome in {"refused", "quarantined"}:
+            emit("series.refused", f"series.{row.series or 'unread'}", payload, code=row.code)
+
+
+def _model(version: int) -> str:
+    return f"model.{Settings().model}.{version}"

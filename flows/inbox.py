@@ -1,0 +1,103 @@
+"""The flows of the two inboxes: a delivery that lies quiet is taken, once.
+
+What was taken is remembered by digest, so that a night without news does nothing, and a delivery
+with refusals is reported when it comes, not every night again.
+"""
+
+from prefect import flow, get_run_logger, tags
+from pydantic import BaseModel
+
+from flows.denoise import DenoiseResult, denoise
+from flows.events import AUTOMATIC
+from flows.ingest import ingest, refusals_in_a_line, shown_source
+from flows.operations.arrivals import Arrival, Taken, look_at, require_inbox
+from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
+from flows.states import QUARANTINED, REFUSED, ended
+
+DEFAULTS = Settings()
+QUIET = 60
+"""Seconds without a change after which a delivery is taken for complete."""
+
+
+class InboxResult(BaseModel):
+    """What became of an inbox: what was taken, and what still arrives."""
+
+    taken: list[str]
+    arriving: list[str]
+
+
+@flow(name="ingest inbox")
+def ingest_inbox(
+    inbox: str = "inbox",
+    quiet: float = QUIET,
+    settings: IngestSettings = DEFAULTS.ingest,
+    cluster: ClusterSettings = DEFAULTS.cluster,
+) -> InboxResult:
+    """Ingest the inbox as one delivery, when it lies quiet and is not what was taken last.
+
+    Args:
+        inbox: Folder; a relative one lies in the home. The cohort is called after it.
+        quiet: Seconds without a change after which it is taken.
+        settings: How the cohort is read, checked and split.
+        cluster: Where Dask runs.
+    """
+    folder, taken = require_inbox(inbox), _taken("ingest")
+    arrival = look_at(folder)
+    if not _is_due(arrival, taken, quiet):
+        return _result([], [arrival], taken)
+    with tags(AUTOMATIC):
+        outcome = ingest(shown_source(folder, settings), None, settings, cluster)
+    taken.add(arrival)
+    name = REFUSED if outcome.refused else None
+    return ended(_result([arrival], [], taken), name, refusals_in_a_line(outcome))
+
+
+@flow(name="denoise inbox")
+def denoise_inbox(
+    inbox: str = "denoise-inbox",
+    destination: str = "denoised",
+    quiet: float = QUIET,
+    settings: DenoiseSettings = DEFAULTS.denoise,
+) -> InboxResult:
+    """Restore every study of the inbox, one folder, zip or file each, that lies quiet and is new.
+
+    Args:
+        inbox: Folder of studies; a relative one lies in the home.
+        destination: Folder for the derived series, one folder each; relative as above.
+        quiet: Seconds without a change after which a study is taken.
+        settings: Which series, which model, how much.
+    """
+    folder, taken = require_inbox(inbox), _taken("denoise")
+    arrivals = [look_at(path) for path in sorted(folder.iterdir())]
+    due = [arrival for arrival in arrivals if _is_due(arrival, taken, quiet)]
+    results = []
+    for arrival in due:
+        with tags(AUTOMATIC):
+            results.append(denoise(str(arrival.path), destination, settings))
+        taken.add(arrival)
+    waiting = [arrival for arrival in arrivals if arrival not in due]
+    name = QUARANTINED if _count(results, "quarantined") else None
+    name = name or (REFUSED if _count(results, "refused") else None)
+    message = ", ".join(
+        f"{_count(results, outcome)} {outcome}"
+        for outcome in ("restored", "refused", "quarantined")
+    )
+    return ended(_result(due, waiting, taken), name, f"series: {message}; see the runs below")
+
+
+def _taken(flow_name: str) -> Taken:
+    return Taken(Settings().home.absolute() / "taken" / f"{flow_name}.json")
+
+
+def _is_due(arrival: Arrival, taken: Taken, quiet: float) -> bool:
+    return not arrival.is_empty and arrival.age >= quiet and arrival not in taken
+
+
+def _result(due: list[Arrival], rest: list[Arrival], taken: Taken) -> InboxResult:
+    arriving = [a.path.name for a in rest if not a.is_empty and a not in taken]
+    get_run_logger().info("%d taken, %d still arriving", len(due), len(arriving))
+    return InboxResult(taken=[arrival.path.name for arrival in due], arriving=arriving)
+
+
+def _count(results: list[DenoiseResult], outcome: str) -> int:
+    return sum(result.count(outcome) for result in results)

@@ -1,0 +1,78 @@
+"""What lies in an inbox: whether it still arrives, and whether it was taken before.
+
+DICOM has no end of a delivery: it is complete when nothing in it has changed for a while.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+
+from flows.errors import FlowError
+from storage.stores import files
+
+
+class InboxError(FlowError):
+    """An inbox that is not there; one line with its absolute path."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A file or folder of an inbox.
+
+    Attributes:
+        digest: of the names, sizes and times of all its files; the content is not read.
+        age: seconds since the latest change of a file; infinite where there is none.
+    """
+
+    path: Path
+    digest: str
+    age: float
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no file."""
+        return self.age == float("inf")
+
+
+def look_at(path: Path) -> Arrival:
+    """Take a delivery's measure, without reading its files."""
+    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    seen, latest = hashlib.sha256(), float("-inf")
+    for file in found:
+        state = file.stat()
+        seen.update(f"{file.relative_to(path.parent)}\0{state.st_size}\0".encode())
+        seen.update(f"{state.st_mtime_ns}\n".encode())
+        # A copy that keeps its times, as `cp -p` makes, is new by the time of its inode.
+        latest = max(latest, state.st_mtime, state.st_ctime)
+    return Arrival(path, seen.hexdigest(), time() - latest)
+
+
+def require_inbox(inbox: str) -> Path:
+    """The inbox as an absolute path. Raises InboxError if there is no folder."""
+    folder = Path(inbox).absolute()
+    if not folder.is_dir():
+        raise InboxError(
+            f"inbox {folder} is {'no folder' if folder.exists() else 'not there'}: make it, or "
+            "name another one in the deployment's parameters"
+        )
+    return folder
+
+
+class Taken:
+    """Which deliveries were taken, by their digests; kept in one file that survives a restart."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._digests: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+
+    def __contains__(self, arrival: Arrival) -> bool:
+        return self._digests.get(str(arrival.path)) == arrival.digest
+
+    def add(self, arrival: Arrival) -> None:
+        """Remember a delivery; forget those that are gone."""
+        self._digests = {path: d for path, d in self._digests.items() if Path(path).exists()}
+        self._digests[str(arrival.path)] = arrival.digest
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        files.write(self._file, json.dumps(self._digests, indent=1).encode())

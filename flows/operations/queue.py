@@ -1,0 +1,43 @@
+"""How much waits in each work pool, asked of Prefect's server."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from flows.operations.services import POOLS
+
+TIMEOUT = 10
+DAY = timedelta(hours=24)
+BAD = ["Failed", "Crashed", "TimedOut", "Refused", "Quarantined"]
+
+
+def look(prefect: str) -> list[dict[str, Any]]:
+    """A row a pool: runs that run, wait, are late, ended badly within a day; workers online.
+
+    prefect: URL of the API. Where it does not answer, nothing is known: no rows.
+    """
+    try:
+        with httpx.Client(base_url=prefect, timeout=TIMEOUT) as client:
+            return [_row(client, pool) for pool in POOLS]
+    except httpx.HTTPError:
+        return []
+
+
+def _row(client: httpx.Client, pool: str) -> dict[str, Any]:
+    def count(**filters: Any) -> int:  # noqa: ANN401 - Prefect's filters
+        body = {"work_pools": {"name": {"any_": [pool]}}, "flow_runs": filters}
+        return client.post("/flow_runs/count", json=body).raise_for_status().json()
+
+    now = datetime.now(UTC)
+    due = {"expected_start_time": {"before_": now.isoformat()}}
+    recent = {"end_time": {"after_": (now - DAY).isoformat()}}
+    workers = client.post(f"/work_pools/{pool}/workers/filter", json={}).raise_for_status().json()
+    return {
+        "pool": pool,
+        "running": count(state={"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}),
+        "waiting": count(state={"type": {"any_": ["SCHEDULED"]}}, **due),
+        "late": count(state={"name": {"any_": ["Late"]}}),
+        "bad ends in 24 h": count(state={"name": {"any_": BAD}}, **recent),
+        "workers": sum(row["status"] == "ONLINE" for row in workers),
+    }

@@ -1,0 +1,52 @@
+"""The systemd user unit of the services: they start with the machine, and again if they end."""
+
+import os
+import sys
+from pathlib import Path
+
+UNIT = """\
+[Unit]
+Description=HQINet services of {home}
+After=network-online.target
+
+[Service]
+Type=exec
+ExecStart="{python}" -m flows.cli.main up --foreground --home "{home}"
+{environment}
+Restart=on-failure
+RestartSec=5
+KillMode=mixed
+TimeoutStopSec=30
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def write_unit(home: Path) -> Path:
+    """Write `hqinet.service` for this home, with the HQINET_* settings of this shell."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
+    folder = config / "systemd" / "user"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("HQINET_") and name != "HQINET_HOME"
+    }
+    lines = [f"Environment={_quoted(f'{name}={value}')}" for name, value in settings.items()]
+    file = folder / "hqinet.service"
+    file.write_text(
+        UNIT.format(home=_escaped(str(home)), python=sys.executable, environment="\n".join(lines))
+    )
+    # Settings may hold a secret, as the pseudonyms' key.
+    file.chmod(0o600)
+    return file
+
+
+def _escaped(text: str) -> str:
+    r"""In a unit, a percent sign begins a specifier and a backslash an escape."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+
+
+def _quoted(text: str) -> str:
+    return f'"{_escaped(text)}"'

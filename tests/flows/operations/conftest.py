@@ -1,0 +1,162 @@
+"""Real services of a home of their own: `hqinet up`, and the API of its server."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.operations.services import Service, Services, read
+
+POLICY = """
+# A tiny network need not be good, only judged.
+patients = 2
+margin = -100.0
+anatomy_loss = 100.0
+patient_loss = 100.0
+
+[hu_bias]
+lung = 1000.0
+fat = 1000.0
+soft = 1000.0
+bone = 1000.0
+"""
+EPOCHS = 20
+"""A second or two of training: enough to be killed in, and to remove noise."""
+
+
+class Operator:
+    """A webhook on loopback, and what it was told."""
+
+    def __init__(self) -> None:
+        told: list[dict] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self.told = told
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+
+class Installation:
+    """A home whose services run, and its server's API."""
+
+    def __init__(self, command: Any, operator: Operator) -> None:
+        self.command, self.operator = command, operator
+        self.home: Path = command.home
+
+    def services(self) -> Services:
+        known = read(self.home)
+        assert known is not None
+        return known
+
+    def service(self, name: str) -> Service:
+        return next(row for row in self.services().services if row.name == name)
+
+    def post(self, path: str, **body: object) -> Any:
+        url = f"{self.services().prefect}/{path}"
+        # Prefect answers 503 while its SQLite is locked; its own clients ask again, too.
+        while (answer := httpx.post(url, json=body, timeout=30)).status_code == 503:
+            time.sleep(0.5)
+        answer.raise_for_status()
+        return answer.json()
+
+    def deployment(self, name: str) -> dict:
+        found = self.post("deployments/filter", deployments={"name": {"any_": [name]}})
+        assert len(found) == 1, name
+        return found[0]
+
+    def start(self, name: str, **parameters: object) -> dict:
+        """Run a deployment now, as its schedule would."""
+        path = f"deployments/{self.deployment(name)['id']}/create_flow_run"
+        return self.post(path, parameters=parameters)
+
+    def runs(self, name: str) -> list[dict]:
+        """The runs of a deployment that are due, latest first."""
+        found = self.post(
+            "flow_runs/filter",
+            deployments={"name": {"any_": [name]}},
+            sort="EXPECTED_START_TIME_DESC",
+        )
+        return [run for run in found if not run["auto_scheduled"]]
+
+    def states(self, run: dict) -> list[dict]:
+        """What the states of a run were, first to last."""
+        url = f"{self.services().prefect}/flow_run_states/?flow_run_id={run['id']}"
+        return sorted(httpx.get(url, timeout=30).json(), key=lambda row: row["timestamp"])
+
+    def ended(self, name: str, seconds: float = 120) -> dict:
+        """The run of a deployment, once it is over."""
+        run = self.wait(lambda: over(self.runs(name)), seconds, f"the end of {name}")
+        assert run["state_type"] == "COMPLETED", run["state"]
+        return run
+
+    def wait(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if value := condition():
+                return value
+            time.sleep(0.3)
+        logs = {file.name: file.read_text()[-2000:] for file in (self.home / "logs").iterdir()}
+        return pytest.fail(f"{what} did not come within {seconds} s: {logs}")
+
+
+def over(runs: list[dict]) -> dict | None:
+    # One that crashed is started again.
+    ends = ("COMPLETED", "FAILED", "CANCELLED")
+    return next((run for run in runs if run["state_type"] in ends), None)
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[int]:
+    """Somebody else's server, on the port that ours would like to have."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def installation(hqinet, stranger, tiny_recipe, tmp_path_factory) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("installation")
+    recipe, policy = folder / "brief.toml", folder / "lenient.toml"
+    text = Path(tiny_recipe).read_text()
+    recipe.write_text(text.replace("epochs = 2", f"epochs = {EPOCHS}"))
+    policy.write_text(POLICY)
+    operator = Operator()
+    command = hqinet(
+        folder,
+        HQINET_RECIPE=str(recipe),
+        HQINET_POLICY=str(policy),
+        HQINET_CLUSTER__WORKERS="1",
+        HQINET_INGEST__SPLIT_TARGETS='{"train": 0.4, "validation": 0.2, "test": 0.4}',
+        HQINET_SERVICES__PREFECT_PORT=str(stranger),
+        HQINET_SERVICES__MLFLOW_PORT=str(stranger + 20),
+        HQINET_SERVICES__LOST_AFTER="40",
+        HQINET_SERVICES__WEBHOOK=operator.url,
+        PREFECT_WORKER_QUERY_SECONDS="1",
+        PYTHONPATH=os.environ.get("PYTHONPATH", ""),
+    )
+    try:
+        up = command("up")
+        assert up.returncode == 0, up.stderr + logs(command.home)
+        yield Installation(command, operator)
+    finally:
+        command("down")
+
+
+def logs(home: Path) -> str:
+    return "\n".join(file.read_text()[-2000:] for file in (home / "logs").glob("*.log"))

@@ -1,0 +1,208 @@
+"""`hqinet up` on a home of its own, and all that then happens though nobody types.
+
+One file, for the services are started once for it. The tests run in the order in which they stand.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pydicom
+import pytest
+import yaml
+
+from flows.operations import deployment, processes
+from flows.operations.automations import AutomationError, require_narrow
+from flows.operations.services import POOLS, read
+
+FILE = yaml.safe_load(deployment.FILE.read_text())
+
+
+def test_the_services_are_ours_whoever_has_the_port_that_we_would_like(installation, stranger):
+    known = installation.services()
+    assert known.state == "up"
+    port = httpx.URL(known.prefect).port
+    assert port != stranger
+    assert processes.listens(processes.find(installation.service("prefect").process), port)
+    assert httpx.get(f"{known.mlflow}/health", timeout=10).status_code == 200
+
+
+def test_up_again_starts_nothing(installation):
+    before = installation.services()
+    again = installation.command.json("up")
+    assert again["state"] == "up"
+    assert installation.services() == before
+
+
+def test_status_shows_services_and_queue(installation):
+    shown = installation.command.json("status")
+    names = ["prefect", "mlflow", "worker-cpu", "worker-gpu", "watch"]
+    assert [row["name"] for row in shown["services"]] == names
+    assert all(row["process"] and row["starts"] == 1 for row in shown["services"])
+    installation.wait(lambda: workers_online(installation) == [1, 1], 60, "a worker in each pool")
+
+
+def workers_online(installation) -> list[int]:
+    return [row["workers"] for row in installation.command.json("status")["queue"]]
+
+
+def test_a_command_uses_the_server_that_runs(installation, tiny_cohort):
+    before = len(installation.post("flow_runs/filter", flows={"name": {"any_": ["promote"]}}))
+    refused = installation.command("promote")
+    assert refused.returncode == 1
+    after = len(installation.post("flow_runs/filter", flows={"name": {"any_": ["promote"]}}))
+    assert after == before + 1
+
+
+def test_every_deployment_of_the_file_is_there_under_a_name_of_its_own(installation):
+    deployed = installation.post("deployments/filter")
+    names = [row["name"] for row in FILE["deployments"]]
+    assert len(set(names)) == len(names)
+    assert sorted(row["name"] for row in deployed) == sorted(names)
+    for row in deployed:
+        assert row["description"], row["name"]
+        assert "hqinet" in row["tags"], row["name"]
+
+
+def test_pools_are_process_pools_and_the_gpu_takes_one_run(installation):
+    pools = {row["name"]: row for row in installation.post("work_pools/filter")}
+    assert {row["type"] for row in pools.values()} == {"process"}
+    assert {name: row["concurrency_limit"] for name, row in pools.items()} == POOLS
+
+
+def test_parameters_make_a_filled_form(installation):
+    schema = installation.deployment("train-on-commit")["parameter_openapi_schema"]
+    assert "recipe" in schema["properties"]["recipe"]["description"].lower()
+    schema = installation.deployment("ingest-inbox")["parameter_openapi_schema"]
+    for name, field in schema["definitions"]["IngestSettings"]["properties"].items():
+        assert field.get("description") or "$ref" in str(field), name
+
+
+def test_the_cron_deployments_get_future_runs(installation):
+    for row in FILE["deployments"]:
+        wanted = {"deployment_id": {"any_": [installation.deployment(row["name"])["id"]]}}
+        wanted["state"] = {"type": {"any_": ["SCHEDULED"]}}
+        planned = lambda wanted=wanted: installation.post("flow_runs/filter", flow_runs=wanted)  # noqa: E731
+        if "schedules" in row:
+            runs = installation.wait(planned, 60, f"a planned run of {row['name']}")
+            assert all(run["auto_scheduled"] for run in runs)
+
+
+def test_no_automation_is_met_by_every_event(installation):
+    triggers = [trigger for row in FILE["deployments"] for trigger in row.get("triggers", [])]
+    assert triggers
+    for trigger in triggers:
+        assert trigger["expect"]
+        assert trigger["match"]
+    automations = installation.post("automations/filter")
+    assert len(automations) == len(triggers) + 3
+    assert all(row["trigger"]["expect"] for row in automations)
+
+
+def test_an_automation_that_expects_nothing_is_refused():
+    from prefect.events.actions import DoNothing
+    from prefect.events.schemas.automations import Automation, EventTrigger, Posture
+
+    trigger = EventTrigger.model_validate(
+        {"expects": ["hqinet.model.registered"], "posture": Posture.Reactive}
+    )
+    broad = Automation(
+        id="7b1a2c9e-3ed5-4f39-a3a9-6c7a2b3c4d5e",
+        name="broad",
+        trigger=trigger,
+        actions=[DoNothing()],
+    )
+    with pytest.raises(AutomationError, match="'broad' expects no event by name"):
+        require_narrow([broad])
+
+
+@pytest.fixture(scope="module")
+def champion(installation, pair, series) -> dict:
+    """The run that promoted a model, of a delivery that only lay in the inbox."""
+    inbox = installation.home / "inbox"
+    for number in range(5):
+        pair(inbox, f"L10{number}", seed=number, slices=4, matrix=(48, 56))
+    series("L109", seed=9, slices=4, matrix=(48, 56)).write(inbox / "L109" / "Full Dose Images")
+    installation.start("ingest-inbox", inbox="inbox", quiet=0)
+    installation.ended("ingest-inbox")
+    die_in_training(installation)
+    installation.ended("train-on-commit", 240)
+    installation.ended("evaluate-on-version")
+    return installation.ended("promote-on-report")
+
+
+def die_in_training(installation) -> None:
+    """Kill the training and its worker, as a machine that loses power would."""
+    worker = processes.find(installation.service("worker-gpu").process)
+    runs = installation.home / "runs"
+    installation.wait(lambda: list(runs.glob("*/checkpoint.pt")), 120, "a checkpoint")
+    doomed = [*filter(processes.is_flow_run, processes.family(worker)), worker]
+    assert len(doomed) == 2
+    for process in doomed:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_an_inbox_becomes_a_champion_though_a_machine_dies(installation, champion):
+    assert champion["state"]["name"] == "Completed"
+    (model,) = installation.command.json("models")["models"]
+    assert model["aliases"] == ["champion"]
+
+
+def test_the_training_that_died_gave_its_place_back_and_went_on(installation, champion):
+    (run,) = installation.runs("train-on-commit")
+    states = installation.states(run)
+    names = [state["name"] for state in states]
+    last = ["Running", "Crashed", "AwaitingRetry", "Pending", "Submitting", "Running", "Completed"]
+    assert names[-len(last) :] == last
+    running, crashed = (datetime.fromisoformat(row["timestamp"]) for row in states[-7:-5])
+    assert "heartbeat stopped" in states[-6]["message"]
+    assert (crashed - running).total_seconds() < 120
+    # One run in MLflow: the second attempt went on with what the first had begun.
+    (job,) = (installation.home / "runs").glob("*/run.json")
+    assert run["id"] in job.read_text()
+    assert installation.service("worker-gpu").starts == 2
+
+
+def test_a_low_dose_series_is_restored_by_that_champion(installation, champion, series):
+    study = installation.home / "denoise-inbox" / "study"
+    series("L300", "Low Dose Images", seed=30, low=True, slices=4, matrix=(48, 56)).write(study)
+    installation.start("denoise-inbox", quiet=0, settings={"strict": False})
+    installation.ended("denoise-inbox")
+    (first, *_) = sorted((installation.home / "denoised").glob("*/*.dcm"))
+    image = pydicom.dcmread(first)
+    assert "model 1" in image.DerivationDescription
+    assert Path(image.filename).parent.name == image.SeriesInstanceUID
+
+
+def test_the_operator_was_told_what_ended_badly_and_why(installation, champion):
+    told = [row["body"] for row in installation.operator.told]
+    assert any("train, run" in body and "heartbeat stopped" in body for body in told)
+    assert any("Refused" in body and "1 refused, the first: L109: " in body for body in told)
+
+
+def test_a_flow_run_that_lost_its_worker_is_ended(installation):
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)", processes.ENGINE]
+    variables = os.environ | {"HQINET_HOME": str(installation.home)}
+    with subprocess.Popen(sleeping, env=variables) as lost:
+        installation.wait(lambda: lost.poll() is not None, 30, "its end")
+    assert lost.returncode == -signal.SIGTERM
+    assert "has lost its worker" in (installation.home / "logs" / "supervisor.log").read_text()
+
+
+def test_down_ends_workers_then_servers_within_fifteen_seconds(installation):
+    started = datetime.now().astimezone()
+    ended = installation.command.json("down")
+    assert ended == {"ended": True}
+    assert (datetime.now().astimezone() - started).total_seconds() < 15
+    known = read(installation.home)
+    assert not any(row.runs for row in known.services)
+    for log in (installation.home / "logs").glob("*.log"):
+        assert "Traceback" not in log.read_text().rpartition("told to stop")[2], log
+    status = installation.command("status", "--json")
+    assert status.returncode == 1
+    assert '"state": "down"' in status.stdout
+    assert installation.command.json("down") == {"ended": False}

@@ -1,0 +1,157 @@
+"""What the state of a run is called, which events flows emit, and when an inbox is taken."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows import events, inbox, stores
+from flows.denoise import DenoiseResult, denoise
+from flows.evaluations import PromotionError
+from flows.inbox import denoise_inbox, ingest_inbox
+from flows.ingest import ingest
+from flows.maintenance import DamagedError, maintenance
+from flows.operations.arrivals import InboxError
+from flows.states import LONGEST, QUARANTINED, REFUSED, ended
+from storage.dataset.upkeep import rollback
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[dict]:
+    """Everything that is emitted."""
+    said: list[dict] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: said.append(event))
+    return said
+
+
+@pytest.fixture(scope="module")
+def delivery(home, tiny_cohort) -> Path:
+    """An inbox in the home with the tiny cohort, of which one patient has no low dose."""
+    return shutil.copytree(tiny_cohort, home / "inbox")
+
+
+def named(said: list[dict], name: str) -> list[dict]:
+    return [event for event in said if event["event"] == f"hqinet.{name}"]
+
+
+def test_an_inbox_is_taken_when_it_lies_quiet_and_once(home, delivery, heard, monkeypatch):
+    monkeypatch.chdir(home)
+    waiting = ingest_inbox(quiet=3600, return_state=True)
+    assert waiting.name == "Completed"
+    assert waiting.result().arriving == ["inbox"]
+    assert heard == []
+
+    taken = ingest_inbox(quiet=0, return_state=True)
+    assert (taken.type, taken.name) == ("COMPLETED", REFUSED)
+    assert "1 refused, the first: L109: " in taken.message
+    assert taken.result().taken == ["inbox"]
+    (event,) = named(heard, "dataset.committed")
+    trained_on = len(stores.dataset().snapshot().patients("train"))
+    assert event["payload"] == {"commit": 1, "new_training_patients": trained_on}
+    assert event["resource"]["hqinet.new-training-patients"] == str(trained_on)
+
+    again = ingest_inbox(quiet=0, return_state=True)
+    assert again.name == "Completed"
+    assert again.result().taken == []
+    assert len(heard) == 1
+
+
+def test_a_delivery_without_news_emits_nothing_and_repeats_no_alarm(home, delivery, heard):
+    again = ingest(str(delivery), return_state=True)
+    assert again.name == "Completed"
+    assert again.result().refused
+    assert heard == []
+
+
+def test_a_commit_without_new_training_patients_starts_no_training(home, delivery, heard, series):
+    series("L110", seed=4, slices=4, matrix=(48, 56)).write(delivery / "L110" / "Full Dose Images")
+    state = ingest(str(delivery), return_state=True)
+    assert state.name == REFUSED
+    (event,) = named(heard, "dataset.committed")
+    assert event["resource"]["hqinet.new-training-patients"] == "0"
+
+
+def test_a_missing_inbox_is_one_line_with_its_absolute_path(home, monkeypatch):
+    monkeypatch.chdir(home)
+    with pytest.raises(InboxError, match=f"inbox {home}/nowhere is not there: make it"):
+        ingest_inbox("nowhere")
+    failed = denoise_inbox("nowhere", return_state=True)
+    assert failed.is_failed()
+    assert f"{home}/nowhere" in failed.message
+
+
+def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp_path):
+    def pretended(source: str, _destination: str, _settings: object) -> DenoiseResult:
+        asked.append(Path(source).name)
+        outcome = {"b": "refused", "c": "quarantined"}.get(asked[-1], "restored")
+        row = {"outcome": outcome, "source": source, "description": ""}
+        return DenoiseResult(destination="", series=[row])
+
+    asked: list[str] = []
+    monkeypatch.setattr(inbox, "denoise", pretended)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.dcm").write_bytes(b"1")
+    (tmp_path / "empty").mkdir()
+    first = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
+    assert (first.name, asked) == (REFUSED, ["a", "b"])
+    assert "1 restored, 1 refused, 0 quarantined" in first.message
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "1.dcm").write_bytes(b"1")
+    (tmp_path / "a" / "2.dcm").write_bytes(b"late images open a study again")
+    second = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
+    assert (second.name, asked[2:]) == (QUARANTINED, ["a", "c"])
+
+
+def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_later(
+    home, monkeypatch, tmp_path
+):
+    def fails(*_: object) -> DenoiseResult:
+        raise PromotionError("no model")
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.dcm").write_bytes(b"1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inbox, "denoise", fails)
+        assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).is_failed()
+    monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
+    assert denoise_inbox(str(tmp_path), quiet=0).taken == ["a"]
+
+
+def test_a_refused_series_ends_the_run_refused_and_is_told_of(home, heard, series, tmp_path):
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    series("L300", "Topogram", slices=1, attributes=scout).write(tmp_path / "study")
+    state = denoise(str(tmp_path / "study"), str(tmp_path / "to"), return_state=True)
+    assert state.name == REFUSED
+    assert "1 series refused, the first: Topogram: refused; " in state.message
+    (event,) = named(heard, "series.refused")
+    assert event["payload"]["code"] == "localizer"
+    assert str(tmp_path) not in str(event)
+
+
+def test_that_an_event_cannot_be_sent_ends_no_flow(home, delivery, monkeypatch):
+    def fails(**_: object) -> None:
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(events, "emit_event", fails)
+    shutil.rmtree(delivery / "L110")
+    rollback(stores.dataset(), 1)
+    (delivery / "L109").rename(delivery / "L111")
+    assert ingest(str(delivery)).commit > 1
+
+
+def test_maintenance_verifies_then_clears_and_leaves_a_damaged_dataset_alone(home, delivery):
+    dataset = stores.dataset()
+    done = maintenance()
+    assert done.volumes == 5
+    row = dataset.snapshot().patients()[0]
+    volume = home / "dataset" / row.path
+    shutil.rmtree(volume)
+    with pytest.raises(DamagedError, match=f"1 of 5 volumes .* the first of {row.patient}"):
+        maintenance()
+
+
+def test_a_long_message_is_cut():
+    state = ended("result", REFUSED, "x" * 1000)
+    assert len(state.message) == LONGEST
+    assert ended("result", None, "") == "result"
