@@ -90,7 +90,7 @@ class Conversion:
                 "low dose and full dose hold the same pixels; expected two different images",
                 tuple(one.slices[0].path for one in series.values()),
             )
-        implied = self._implied_dose(written.path, (len(geometry), full.rows, full.columns))
+        implied = self._implied_dose(written.path, pair.full.series)
         notes += [pair.note, doubt(pair.dose_fraction, implied)]
         for dose, one in series.items():
             notes += [f"{dose} dose: {note}" for note in _notes(decoders[dose], one)]
@@ -118,10 +118,11 @@ class Conversion:
             simulated=simulated,
         )
 
-    def _implied_dose(self, path: str, shape: tuple[int, int, int]) -> float | None:
-        place = self.location.child(path)
+    def _implied_dose(self, path: str, series: Series) -> float | None:
+        place, spacing = self.location.child(path), series.geometry.spacing
+        shape = (len(series.geometry), series.rows, series.columns)
         low, full = (LazyVolume(place, dose, shape, SHARD_SLICES) for dose in DOSES)
-        return implied_dose(low, full)
+        return implied_dose(low, full, max(spacing[1:]))
 
     def _simulated(self, volume: NDArray[np.int16], pair: Pair) -> SimulatedPartner:
         if self.simulate is None:

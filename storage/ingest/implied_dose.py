@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from storage.dataset.lazy_volume import LazyVolume
 
+COARSEST_MM = 1.5
+"""Pixel beyond which neighbours are so different that anatomy counts as noise."""
 FACTOR = 1.6
 """Between the dose stated and the one implied, beyond which a reader is told."""
 _JUDGED_SLICES = 7
@@ -20,12 +22,14 @@ _LEAST_BODY = 500
 _SCALE = 1.4826 / 6.0
 
 
-def implied_dose(low: LazyVolume, full: LazyVolume) -> float | None:
+def implied_dose(low: LazyVolume, full: LazyVolume, pixel: float) -> float | None:
     """Return the dose of the low series as a fraction of the full dose, as the noise has it.
 
     `(level of full / level of low)^2`, the median over evenly spaced slices; None where no slice
-    has a body to judge.
+    has a body to judge, and for a `pixel` (mm) above COARSEST_MM.
     """
+    if pixel > COARSEST_MM:
+        return None
     slices = low.shape[0]
     ratios = []
     for z in np.unique(np.linspace(0, slices - 1, _JUDGED_SLICES).astype(int)).tolist():

@@ -24,12 +24,13 @@ def test_the_level_is_that_of_the_network():
 @pytest.mark.parametrize("dose", [0.1, 0.25, 0.5])
 def test_the_variance_of_noise_is_inverse_to_dose(dose):
     low, full = slices(30 / dose**0.5, 1), slices(30, 2)
-    assert implied_dose(low, full) == pytest.approx(dose, rel=0.1)
+    assert implied_dose(low, full, 0.8) == pytest.approx(dose, rel=0.1)
+    assert implied_dose(low, full, 2.7) is None, "anatomy counts as noise"
 
 
 def test_air_implies_nothing():
     air = np.full((3, 40, 40), -1000, np.int16)
-    assert implied_dose(air, air) is None
+    assert implied_dose(air, air, 0.8) is None
     assert not doubt(0.25, None)
 
 
