@@ -1,12 +1,17 @@
 """A reader's tasks on patients whose truth is known: who removes noise, who smooths, who erases."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hqinet.quality.evaluation import measure_patient
+from hqinet.quality.gate import Evidence, judge
+from hqinet.quality.policy import Policy
 from hqinet.quality.reader_study import QUESTIONS, ask_observer
+from hqinet.quality.statistics import per_patient
 from hqinet.quality.tasks import LESIONS, Tasks, perform_tasks, put_in, smooth_places
 from hqinet.restoration.restore import InferenceError, restore_to_file
 from hqinet.samples.pairs import VolumePair
@@ -57,6 +62,12 @@ def smoother(hu: Tensor) -> Tensor:
     return F.avg_pool2d(hu[:, 1:2], 5, 1, 2, count_include_pad=False)
 
 
+def gentle(hu: Tensor) -> Tensor:
+    """Smooths where neighbours are alike, as a sigma filter does: edges of high contrast stay."""
+    middle, mean = hu[:, 1:2], smoother(hu)
+    return torch.where((mean - middle).abs() < 90, mean, middle)
+
+
 def tasks_of(model, tmp_path, seed: int = 0) -> Tasks:
     pair = patient(seed)
     restored = restore_to_file(model, pair.low, tmp_path / f"{seed}.npy")
@@ -77,6 +88,29 @@ def test_who_smooths_gains_in_noise_and_loses_in_texture_and_edges(tmp_path):
     found = tasks_of(smoother, tmp_path).figures
     assert found.texture < 0.7
     assert found.sharpness["bone"] < 0.7
+
+
+def test_a_smoother_that_gains_in_psnr_is_refused(tmp_path):
+    """Better in PSNR, worse for the reader."""
+    pairs = [patient(seed) for seed in range(3)]
+    slices, performed = [], {}
+    for pair in pairs:
+        restored = restore_to_file(gentle, pair.low, tmp_path / f"{pair.patient}.npy")
+        slices.append(
+            measure_patient(pair, restored, spacing=SPACING, device=CPU, batch=4).per_slice
+        )
+        performed[pair.patient] = perform_tasks(pair, restored, gentle, spacing=SPACING, device=CPU)
+    evidence = Evidence(
+        per_patient(pd.concat(slices)),
+        tasks={name: tasks.figures for name, tasks in performed.items()},
+        study=ask_observer(performed.values()),
+    )
+    wide = Policy(hu_bias={"bone": 500.0, "soft": 50.0})
+    verdict = judge(wide, evidence, None, {"commit": "1"})
+    words = {outcome.rule: outcome.word for outcome in verdict.outcomes}
+    assert words["gain over low dose"] == words["no patient worse than low dose"] == "pass"
+    assert words["texture of the noise left"] == "refuse"
+    assert not verdict.passed
 
 
 def test_an_observer_sees_what_is_kept_and_not_what_is_erased(tmp_path):
