@@ -20,7 +20,7 @@ from flows.compute.models import Models, UsedModel
 from flows.settings import DenoiseSettings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
-from hqinet.quality.removal import RemovalLimits, judge_removal
+from hqinet.quality.removal import RemovalLimits, highest_hu, judge_removal, noise_frequency
 from hqinet.restoration.envelope import SeriesFacts, measured_noise
 from hqinet.restoration.export import USUAL_DOSE
 from hqinet.restoration.restore import rounded
@@ -284,5 +284,7 @@ def envelope_warnings(
             increment=series.geometry.spacing[0],
             matrix=max(series.rows, series.columns),
             noise=measured_noise(low),
+            frequency=noise_frequency(low, series.geometry.spacing[1:]),
+            highest=highest_hu(low),
         )
     )

@@ -1,7 +1,7 @@
 """Whether what a model removed from a series looks like noise, judged without a full dose.
 
-Noise has no mean in a tissue, lies no more on edges than beside them, and leaves nothing behind
-when it is averaged. What does is anatomy.
+Noise has no mean in a tissue, lies no more on edges than beside them, leaves nothing behind when it
+is averaged, and has the grain of the noise that is seen. What has not is anatomy.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from hqinet.intensity import AIR_HU
 from hqinet.noise import noise_level
+from hqinet.quality.noise_spectrum import NoisePowerMeter, mean_frequency
 from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
 from hqinet.samples.pairs import HuVolume
 
@@ -38,6 +40,10 @@ class RemovalLimits(BaseModel):
         gt=1,
         description="Largest mean over a window of 9 x 9 pixels, over the RMS of such means.",
     )
+    frequency: tuple[float, float] = Field(
+        (0.7, 3.5),
+        description="Least and largest mean frequency, over that of the input's noise.",
+    )
     least: float = Field(
         0.05, ge=0, description="Least RMS in the body, over the noise level of the input."
     )
@@ -49,6 +55,7 @@ class Removal(BaseModel):
     bias: dict[str, float]
     on_edges: float
     structure: float
+    frequency: float
     amount: float
 
     def objections(self, limits: RemovalLimits) -> list[str]:
@@ -67,6 +74,13 @@ class Removal(BaseModel):
             found.append(
                 f"a region was changed by {self.structure:.0f} times what noise leaves in a mean, "
                 f"allowed {limits.structure:g}: anatomy, not noise"
+            )
+        least, most = limits.frequency
+        # NaN, where no region fits into the body, is no reason.
+        if self.frequency < least or self.frequency > most:
+            found.append(
+                f"the mean frequency of what was removed is {self.frequency:.2f} times that of the "
+                f"noise, allowed {least:g} to {most:g}: another grain than the noise has"
             )
         if self.amount < limits.least:
             found.append(
@@ -89,8 +103,40 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
         },
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
+        frequency=_frequency(low, restored, chosen.tolist()) / noise_frequency(low),
         amount=_median(measured, "amount"),
     )
+
+
+def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
+    """Mean frequency of a volume's noise, 1 over the unit of the pixel spacing.
+
+    Of the differences of neighbouring slices inside the body, in which most anatomy cancels; what
+    remains of it makes the figure smaller. NaN for one slice, and where no region fits in.
+    """
+    slices, *matrix = map(int, volume.shape)
+    meter = NoisePowerMeter((matrix[0], matrix[1]), spacing)
+    chosen = np.unique(np.linspace(0, max(slices - 2, 0), JUDGED_SLICES).astype(int))
+    for z in chosen.tolist() if slices > 1 else ():
+        one, other = torch.from_numpy(np.array(volume[z : z + 2])).float().split(1)
+        meter.add(other - one, find_body(one))
+    return mean_frequency(meter.result())
+
+
+def highest_hu(volume: HuVolume) -> float:
+    """The HU that one pixel in a thousand of the body exceeds: bone, or metal."""
+    slices = int(volume.shape[0])
+    chosen = np.unique(np.linspace(0, slices - 1, JUDGED_SLICES).astype(int))
+    images = [torch.from_numpy(np.array(volume[z : z + 1])).float() for z in chosen.tolist()]
+    inside = np.concatenate([image[find_body(image)].numpy() for image in images])
+    return float(np.quantile(inside, 0.999)) if inside.size else float(AIR_HU)
+
+
+def _frequency(low: HuVolume, restored: HuVolume, chosen: list[int]) -> float:
+    meter = NoisePowerMeter((int(low.shape[1]), int(low.shape[2])), (1.0, 1.0))
+    for before, after in _pairs(low, restored, chosen):
+        meter.add(before - after, find_body(before))
+    return mean_frequency(meter.result())
 
 
 def _pairs(low: HuVolume, restored: HuVolume, chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

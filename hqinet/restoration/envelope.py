@@ -1,10 +1,11 @@
 """What a model was trained to know, and whether a series lies within it."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hqinet.noise import noise_level
 from hqinet.samples.pairs import HuVolume
@@ -30,6 +31,17 @@ class SeriesFacts(BaseModel):
     increment: float
     matrix: int = Field(description="The larger of rows and columns.")
     noise: float = Field(description="Median noise level (`hqinet.noise.noise_level`).")
+    frequency: float | None = Field(
+        None, description="Mean frequency of the noise, 1/mm; None: cannot be measured."
+    )
+    highest: float | None = Field(
+        None, description="HU that one pixel in a thousand of the body exceeds; None: not measured."
+    )
+
+    @field_validator("frequency", "highest")
+    @classmethod
+    def _known(cls, value: float | None) -> float | None:
+        return None if value is None or math.isnan(value) else value
 
 
 class Envelope(BaseModel):
@@ -49,6 +61,8 @@ class Envelope(BaseModel):
     increment: Range
     matrix: Range
     noise: Range
+    frequency: Range | None = None
+    highest: Range | None = None
 
     @classmethod
     def of(cls, series: Sequence[SeriesFacts]) -> "Envelope":
@@ -57,9 +71,9 @@ class Envelope(BaseModel):
         def words(name: str) -> tuple[str, ...]:
             return tuple(sorted({getattr(one, name) for one in series} - _NO_KNOWLEDGE))
 
-        def span(name: str) -> Range:
-            values = [getattr(one, name) for one in series]
-            return float(min(values)), float(max(values))
+        def span(name: str) -> Range | None:
+            values = [float(value) for one in series if (value := getattr(one, name)) is not None]
+            return (min(values), max(values)) if values else None
 
         return cls(
             patients=len(series),
@@ -70,6 +84,8 @@ class Envelope(BaseModel):
             increment=span("increment"),
             matrix=span("matrix"),
             noise=span("noise"),
+            frequency=span("frequency"),
+            highest=span("highest"),
         )
 
     def warnings(self, facts: SeriesFacts) -> list[str]:
@@ -83,12 +99,17 @@ class Envelope(BaseModel):
             )
             if value not in known
         ]
-        for what, value, (low, high), unit in (
+        for what, value, known, unit in (
             ("pixel size", facts.pixel, self.pixel, "mm"),
             ("slice increment", facts.increment, self.increment, "mm"),
             ("matrix", facts.matrix, self.matrix, "pixels"),
             ("noise level", facts.noise, self.noise, "HU"),
+            ("mean frequency of the noise", facts.frequency, self.frequency, "1/mm"),
+            ("highest HU", facts.highest, self.highest, "HU"),
         ):
+            if value is None or known is None:
+                continue
+            low, high = known
             if not low / _LEEWAY <= value <= high * _LEEWAY:
                 found.append(
                     f"{what} {value:.3g} {unit} is outside {low:.3g} to {high:.3g} {unit}, which "

@@ -35,10 +35,13 @@ DATASET = "dataset"
 LOGGED = "logged_model"
 """Tag of a version: the logged model whose page shows its metrics."""
 SIGNATURE = ModelSignature(
-    inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1), "low")]),
-    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1, -1, -1), "restored")]),
+    inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))]),
+    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1, -1, -1))]),
 )
-"""HU in, HU out: three low-dose slices, the restored middle one, for any batch and matrix."""
+"""HU in, HU out: three low-dose slices, the restored middle one, for any batch and matrix.
+
+Without names: a server makes a dictionary of named tensors, which MLflow's PyTorch models refuse.
+"""
 
 
 @dataclass(frozen=True)

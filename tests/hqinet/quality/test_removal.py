@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from hqinet.quality.removal import RemovalLimits, judge_removal
+from hqinet.quality.removal import RemovalLimits, highest_hu, judge_removal, noise_frequency
 
 LIMITS = RemovalLimits()
 Y, X = np.mgrid[-1:1:160j, -1:1:160j]
@@ -52,10 +53,30 @@ def test_an_erased_lesion_is_found_out(low):
 
 
 def test_a_blur_of_edges_is_found_out(low):
-    from scipy.ndimage import gaussian_filter
-
     said = objections(low, gaussian_filter(low.astype(float), (0, 2.5, 2.5)))
     assert any("on edges" in line for line in said)
+
+
+def test_a_field_of_low_frequency_is_found_out(low):
+    random = np.random.default_rng(1)
+    shading = np.stack([gaussian_filter(random.normal(0, 1, (160, 160)), 8) for _ in low])
+    said = objections(low, low - 20 * shading / shading.std())
+    assert any("mean frequency of what was removed" in line for line in said)
+
+
+def test_the_frequency_of_noise_and_the_highest_hu_are_measured(low):
+    random = np.random.default_rng(2)
+    noise = random.normal(0, 30, (6, 160, 160))
+    fine, coarse = (
+        (body() + 30 * (field / field.std())).astype(np.int16)
+        for field in (noise, np.stack([gaussian_filter(one, 1.5) for one in noise]))
+    )
+    # White noise: rings of 1/32 to 16/32, weighted by their area.
+    assert noise_frequency(fine) == pytest.approx(11 / 32, abs=0.02)
+    assert noise_frequency(coarse) < 0.15
+    assert noise_frequency(fine, (0.5, 0.5)) == pytest.approx(2 * noise_frequency(fine), rel=0.02)
+    assert np.isnan(noise_frequency(fine[:1]))
+    assert highest_hu(low) == pytest.approx(670, abs=40)
 
 
 def test_slices_without_a_body_object_to_nothing():

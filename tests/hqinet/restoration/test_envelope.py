@@ -13,6 +13,8 @@ KNOWN = SeriesFacts(
     increment=3.0,
     matrix=512,
     noise=30.0,
+    frequency=0.25,
+    highest=800.0,
 )
 ENVELOPE = Envelope.of([KNOWN, KNOWN.model_copy(update={"pixel": 0.9, "noise": 60.0})])
 
@@ -32,6 +34,8 @@ def test_what_was_trained_on_is_inside_and_a_little_beyond_it_too():
         ("pixel", 2.0, "pixel size 2 mm is outside 0.7 to 0.9 mm"),
         ("increment", 0.5, "slice increment 0.5 mm"),
         ("matrix", 1024, "matrix 1.02e+03 pixels"),
+        ("frequency", 0.5, "mean frequency of the noise 0.5 1/mm is outside 0.25 to 0.25 1/mm"),
+        ("highest", 3000.0, "highest HU 3e+03 HU"),
         ("noise", 200.0, "noise level 200 HU is outside 30 to 60 HU"),
     ],
 )
@@ -45,6 +49,13 @@ def test_the_noise_of_a_volume_is_measured():
     volume = (40 + random.normal(0, 25, (20, 96, 96))).astype(np.int16)
     assert measured_noise(volume) == pytest.approx(25, rel=0.1)
     assert measured_noise(volume[:1]) == pytest.approx(25, rel=0.15)
+
+
+def test_what_cannot_be_measured_or_was_not_is_not_judged():
+    unknown = KNOWN.model_copy(update={"frequency": None, "highest": None})
+    assert ENVELOPE.warnings(unknown) == []
+    assert Envelope.of([unknown]).warnings(KNOWN) == []
+    assert SeriesFacts(**KNOWN.model_dump() | {"frequency": float("nan")}).frequency is None
 
 
 def test_words_that_say_nothing_are_no_knowledge():
