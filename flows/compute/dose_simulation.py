@@ -40,9 +40,6 @@ def simulate_partner(hu: NDArray[np.int16], pair: Pair) -> SimulatedPartner:
     except SimulationError as error:
         raise Refusal(Code.SIMULATION_FAILED, f"simulated dose: {error}") from error
     parameters = {
-        "dose": dose,
-        "seed": simulation.seed,
-        "version": simulation.version,
         "implied_dose": round(made.implied, 4),
         "photons": float(f"{made.photons:.6g}"),
         "spectrum": [round(power, 6) for power in made.spectrum.power],

@@ -11,6 +11,12 @@ from storage.hounsfield import is_flat
 
 FORMAT = 1
 """Of what a volume's digest is made."""
+SIMULATED = "simulated"
+"""Attribute of a volume whose low dose was simulated: what it was made with."""
+MADE_WITH = ("dose", "seed", "version")
+"""Of that attribute: what tells one partner from another, beside the full dose."""
+OWN_DIGEST = "pixels"
+"""Of that attribute: the digest of the low dose as it was written here."""
 SLICE_FINGERPRINTS = 16
 """So many are kept of each dose: enough to find a volume that is a third part of another."""
 
@@ -48,6 +54,14 @@ def dose_digest(shape: tuple[int, int, int], slices: Iterable[np.ndarray]) -> st
 
 
 def pair_digest(description: Mapping[str, Any], doses: Mapping[str, str]) -> str:
-    """The digest of a pair: of its description and of those of both doses."""
+    """The digest of a pair: of its description and of those of both doses.
+
+    A simulated low dose counts by what it was made with and not by its bits: another machine rounds
+    some of them otherwise, and has made the same partner.
+    """
+    made = description.get(SIMULATED)
+    if made is not None and OWN_DIGEST in made:
+        description = {**description, SIMULATED: {name: made.get(name) for name in MADE_WITH}}
+        doses = {**doses, "low": SIMULATED}
     content = {"format": FORMAT, "description": dict(description), "arrays": dict(doses)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,7 @@ import obstore
 import zarr
 from zarr.storage import ObjectStore
 
-from storage.dataset.hashing import dose_digest, pair_digest
+from storage.dataset.hashing import OWN_DIGEST, SIMULATED, dose_digest, pair_digest
 from storage.dataset.lazy_volume import LazyVolume
 from storage.dataset.rows import Accepted
 from storage.errors import DatasetError, StorageError
@@ -75,6 +75,11 @@ def digest(location: Location, path: str) -> str:
         description = group.attrs.asdict()
         doses = {dose: _lazy(location, path, group, dose) for dose in DOSES}
     of = {dose: dose_digest(lazy.shape, _slices(lazy)) for dose, lazy in doses.items()}
+    written = description.get(SIMULATED, {}).get(OWN_DIGEST, of["low"])
+    if of["low"] != written:
+        raise DatasetError(
+            f"{location}/{path}: its low dose is not what was written: {_anew(path)}"
+        )
     return pair_digest(description, of)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.dataset import keys, writing
+from storage.dataset.hashing import OWN_DIGEST, SIMULATED, dose_digest
 from storage.dataset.lazy_volume import LazyVolume
 from storage.dataset.rows import Accepted, Refused
 from storage.dataset.volumes import DOSES, SHARD_SLICES
@@ -73,7 +74,13 @@ class Conversion:
             volume = np.stack(list(slices["full"]))
             partner = self._simulated(volume, pair)
             slices = {"low": partner.hu, "full": volume}
-            description["simulated"] = partner.parameters
+            description[SIMULATED] = {
+                **partner.parameters,
+                "dose": pair.dose_fraction,
+                "seed": pair.simulation.seed,
+                "version": pair.simulation.version,
+                OWN_DIGEST: dose_digest(partner.hu.shape, partner.hu),
+            }
             notes, simulated = [partner.note], partner.shown
         full, geometry = pair.full.series, pair.full.series.geometry
         written = writing.write(

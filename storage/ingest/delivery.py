@@ -35,7 +35,8 @@ class SimulatedPartner:
 
     Attributes:
         hu: (slices, rows, columns) int16.
-        parameters: all that it was made with, as JSON attributes of the volume.
+        parameters: what was measured and chosen for it, beside what was asked for: attributes of
+            the volume, as JSON.
         shown: the same in a few words, for the catalog and the report.
         note: what a reader of the catalog should know.
     """

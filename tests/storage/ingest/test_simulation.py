@@ -1,9 +1,15 @@
 """Full-dose series without a partner get a simulated one, and what is delivered comes first."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import zarr
 
+from storage.dataset import volumes
+from storage.dataset.upkeep import verify
+from storage.errors import DatasetError
 from storage.ingest.cohort import CohortRules, SimulationRules
 from storage.ingest.delivery import SimulatedPartner
 from storage.refusals import Code, Refusal
@@ -30,7 +36,7 @@ def test_a_full_dose_series_gets_a_partner(tmp_path, series, dataset, deliver):
     volume = done.snapshot.volume("L001")
     np.testing.assert_array_equal(volume.low[:], volume.full[:] + 3)
     group = zarr.open_group(f"{dataset.location}/{row.path}", mode="r")
-    assert group.attrs["simulated"] == {"dose": 0.25}
+    assert group.attrs["simulated"]["dose"] == 0.25
     again = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
     assert again.outcome.unchanged == 1
 
@@ -87,3 +93,37 @@ def test_another_dose_or_simulator_makes_the_partner_anew(
     for rules in (RULES, CohortRules(simulate=other)):
         deliver(dataset, tmp_path / "source", rules=rules, simulate=counting)
     assert made == [RULES.simulate, other]
+
+
+def test_another_machines_bits_are_the_same_partner_and_another_seeds_are_not(
+    tmp_path, series, dataset, deliver
+):
+    def rounding_up(hu, pair):
+        made = brighter(hu, pair)
+        return replace(
+            made, hu=made.hu + (np.arange(made.hu.size).reshape(made.hu.shape) % 97 == 0)
+        )
+
+    def touch():
+        for file in (tmp_path / "source").rglob("*.dcm"):
+            os.utime(file, (1, 1))
+
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    first = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
+    touch()
+    elsewhere = deliver(dataset, tmp_path / "source", rules=RULES, simulate=rounding_up)
+    assert (elsewhere.outcome.unchanged, elsewhere.outcome.changed) == (1, [])
+    assert elsewhere.snapshot.digest == first.snapshot.digest
+    assert verify(elsewhere.snapshot, deep=True).problems == []
+    other = CohortRules(simulate=SimulationRules(dose=0.25, seed=4))
+    anew = deliver(dataset, tmp_path / "source", rules=other, simulate=brighter)
+    assert anew.outcome.changed == ["L001"]
+
+
+def test_a_simulated_dose_that_is_not_what_was_written_is_found(tmp_path, series, dataset, deliver):
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    done = deliver(dataset, tmp_path / "source", rules=RULES, simulate=brighter)
+    (row,) = done.snapshot.patients()
+    zarr.open_group(f"{dataset.location}/{row.path}", mode="r+")["low"][0, 0, 0] = 7
+    with pytest.raises(DatasetError, match="low dose is not what was written"):
+        volumes.digest(dataset.location, row.path)
