@@ -9,7 +9,7 @@ from flows import lineage, stores
 from flows.compute.models import STARTER
 from flows.compute.replay import Replayed, derived_folders, replay_series
 from flows.evaluations import SPLIT, stored_summary
-from hqinet.restoration.starter import starter_card
+from hqinet.restoration.starter import starter_card, starter_lineage
 from storage.dicom.archive import Destination, SeriesRecord
 from storage.dicom.derived import derived_uid
 from storage.dicom.statement import Statement, read_statement
@@ -84,7 +84,7 @@ def explain(file: Path) -> Explanation:
         registered=version is not None,
         identity_agrees=derived_uid("device", record.identity) == said.device if record else None,
         lineage={name: value for name, value in stated.items() if not name.endswith("patients")},
-        training_patients=_patients(version),
+        training_patients=_patients(said, version),
         verdict=_verdict(version),
         evaluation=_figures(version),
         card=starter_card() if said.model == STARTER else None,
@@ -153,7 +153,9 @@ def _version(said: Statement) -> ModelVersion | None:
     )
 
 
-def _patients(version: ModelVersion | None) -> list[str] | None:
+def _patients(said: Statement, version: ModelVersion | None) -> list[str] | None:
+    if said.model == STARTER:
+        return starter_lineage().training_patients
     known = lineage.patients(version, lineage.PATIENTS) if version else None
     return None if known is None else sorted(known)
 

@@ -24,21 +24,17 @@ from pydantic import BaseModel
 
 from flows import events, lineage, stores
 from flows.compute import training_job
+from flows.compute.envelopes import ENVELOPE, write_envelope
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
 from flows.errors import FlowError
 from flows.settings import Settings, TrainSettings
-from hqinet.quality.removal import highest_hu, noise_frequency
-from hqinet.restoration.envelope import Envelope, SeriesFacts, measured_noise
 from hqinet.restoration.export import deployable, example_windows
 from hqinet.restoration.starter import starter_lineage
-from hqinet.samples.pairs import HuVolume
 from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.loop import BEST, CHECKPOINT
 from hqinet.training.recipe import Recipe, load_recipe
-from storage.dataset.rows import Accepted
-from storage.dataset.versions import Snapshot
 from storage.errors import DatasetError, StorageError
 from storage.models.registry import DatasetInputs
 from storage.provenance import code_version
@@ -318,7 +314,7 @@ def register(job: Job) -> TrainResult:
     tags = lineage.tags(snapshot, job.recipe.name)
     if job.start:
         tags |= lineage.started_from(starter_lineage(), snapshot)
-    registry.log_file(job.run, write_envelope(job, snapshot))
+    registry.log_file(job.run, write_envelope(job.folder / ENVELOPE, snapshot))
     version = registry.register(
         job.run, deployable(network, job.recipe.model), example_windows().numpy(), tags
     )
@@ -331,28 +327,6 @@ def register(job: Job) -> TrainResult:
         recipe=job.recipe.name,
         steps=steps,
         planned=planned,
-    )
-
-
-def write_envelope(job: Job, snapshot: Snapshot) -> Path:
-    """Write what the model was trained on, by which `hqinet denoise` knows what it knows."""
-    series = [_facts(row, snapshot.volume(row.patient).low) for row in snapshot.patients("train")]
-    file = job.folder / "envelope.json"
-    files.write(file, Envelope.of(series).model_dump_json(by_alias=True, indent=1).encode())
-    return file
-
-
-def _facts(row: Accepted, low: HuVolume) -> SeriesFacts:
-    return SeriesFacts(
-        vendor=row.vendor,
-        kernel=row.kernel,
-        anatomy=row.anatomy,
-        pixel=max(row.spacing[1:]),
-        increment=row.spacing[0],
-        matrix=max(row.matrix),
-        noise=measured_noise(low),
-        frequency=noise_frequency(low, row.spacing[1:]),
-        highest=highest_hu(low),
     )
 
 

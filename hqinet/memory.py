@@ -24,6 +24,11 @@ _V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 _V2 = _Names("memory.max", "memory.current", "inactive_file")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory: a GPU has an error of its own for it, the CPU words alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def free_device_memory(device: torch.device) -> int:
     """Return the free bytes of a CUDA device; 0 where device and main memory are one."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

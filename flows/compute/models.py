@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock, Thread
 
 from flows import lineage, stores
+from flows.compute.envelopes import ENVELOPE
 from flows.errors import FlowError
 from hqinet.devices import pick_device
 from hqinet.restoration.envelope import Envelope
@@ -18,10 +19,6 @@ from storage.models.registry import CHAMPION
 from storage.provenance import code_version
 
 STARTER = "starter"
-ENVELOPE = "envelope.json"
-"""Artifact of a model's run: what it was trained on."""
-
-
 _LOADED: dict[tuple[str, str, float | None], HUModel] = {}
 _LOADING = Lock()
 

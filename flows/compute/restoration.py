@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 from flows import stores
 from flows.compute.derivation import derivation_of, new_record
+from flows.compute.envelopes import facts_of
 from flows.compute.models import Models, UsedModel
 from flows.settings import DenoiseSettings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
-from hqinet.quality.removal import RemovalLimits, highest_hu, judge_removal, noise_frequency
-from hqinet.restoration.envelope import SeriesFacts, measured_noise
+from hqinet.quality.removal import RemovalLimits, judge_removal
 from hqinet.restoration.export import USUAL_DOSE
 from hqinet.restoration.restore import rounded
 from storage.dicom.archive import Destination, SeriesRecord, source_digest
@@ -35,7 +35,6 @@ from storage.dicom.source_images import changed_values, source_images
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules, Role, read_cohort_file
 from storage.refusals import Refusal
-from storage.vocabulary import kernel_of, vendor_of
 
 LEAST_SLICES = Limits(min_slices=1)
 """A restoration needs no neighbours: a single slice is a series, too."""
@@ -141,7 +140,7 @@ def _prepared(
     scratch = tempfile.TemporaryDirectory(dir=stores.scratch())
     try:
         low = decoded(found.root, series, Path(scratch.name) / "low.npy")
-        warnings = said["warnings"] = envelope_warnings(found, series, low, used, settings)
+        warnings = said["warnings"] = _warnings(found, series, low, used, settings)
         if warnings and settings.strict:
             scratch.cleanup()
             return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
@@ -264,7 +263,7 @@ def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
     return volume
 
 
-def envelope_warnings(
+def _warnings(
     found: FoundSeries,
     series: Series,
     low: NDArray[np.int16],
@@ -274,17 +273,4 @@ def envelope_warnings(
     """Why the series lies outside what the model was trained on, one line a reason."""
     if used.envelope is None:
         return [f"model {used.name} keeps no record of what it was trained on"]
-    header = found.headers[0]
-    return used.envelope.warnings(
-        SeriesFacts(
-            vendor=vendor_of(header.manufacturer),
-            kernel=kernel_of("\\".join(series.kernels)),
-            anatomy=cohort.anatomy(_rules(settings), header.patient_id, header.body_part),
-            pixel=max(series.geometry.spacing[1:]),
-            increment=series.geometry.spacing[0],
-            matrix=max(series.rows, series.columns),
-            noise=measured_noise(low),
-            frequency=noise_frequency(low, series.geometry.spacing[1:]),
-            highest=highest_hu(low),
-        )
-    )
+    return used.envelope.warnings(facts_of(found.headers[0], series, low, _rules(settings)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hqinet.errors import HqinetError
 from hqinet.intensity import HU_RANGE, denormalise, normalise
 from hqinet.noise import noise_level
+from hqinet.restoration.tiles import within_memory
 from hqinet.samples.pairs import HuVolume
 from hqinet.samples.slab import window_slices
 
@@ -109,9 +110,9 @@ def restore_to_file(
 
 def _restored(model: HUModel, windows: Tensor, first: int) -> Tensor:
     try:
-        return model(windows).float().cpu()
+        return within_memory(model, windows)
     except torch.OutOfMemoryError:
-        # Of the machine, not of the slices: fewer at once may do.
+        # Of the machine, not of the slices.
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
         rows, columns = windows.shape[-2:]

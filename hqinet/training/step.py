@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hqinet.memory import is_out_of_memory
 from hqinet.samples.batch import Sample
 from hqinet.training.interrupts import TrainingError
 from hqinet.training.losses import restoration_loss
@@ -42,7 +43,7 @@ def accumulate(
                 total += _backward(state, wrapped, sample, len(samples))
         total += _backward(state, wrapped, samples[-1], len(samples))
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         crop = tuple(samples[0].windows.shape[-2:])
         state.optimiser.zero_grad(set_to_none=True)
@@ -68,10 +69,6 @@ def _backward(state: State, wrapped: nn.Module, sample: Sample, parts: int) -> T
     loss = restoration_loss(state.recipe.loss, restored, full, noise).mean() / parts
     loss.backward()
     return loss.detach()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _what_would_fit(state: State, crop: tuple[int, int], device: torch.device) -> str:
