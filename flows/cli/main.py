@@ -50,11 +50,13 @@ for verb in (
     services.up,
     services.down,
     services.status,
+    services.doctor,
 ):
     app.command()(verb)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(models.app, name="models")
 app.add_typer(models.report, name="report")
+app.add_typer(services.automations, name="automations")
 
 
 def _print_version(wanted: bool) -> None:
