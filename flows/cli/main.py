@@ -17,6 +17,7 @@ from flows.cli import (
     environment,
     models,
     pipeline,
+    receive,
     services,
     trace,
 )
@@ -47,6 +48,7 @@ for verb in (
     trace.show,
     collections.fetch,
     environment.env,
+    receive.receive,
     services.up,
     services.down,
     services.status,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
@@ -157,6 +157,15 @@ def flow_runs(worker: psutil.Process) -> list[psutil.Process]:
     return [one for one in processes.family(worker) if processes.is_flow_run(one)]
 
 
+def receivers(home: Path, settings: Settings) -> list[Child]:
+    """The DICOM receiver, where the settings ask for it."""
+    if not settings.receive.enabled:
+        return []
+    return [
+        Child("receiver", [sys.executable, "-m", "flows.cli.main", "receive", "--home", str(home)])
+    ]
+
+
 def workers() -> list[Child]:
     """A worker for each pool, and the watch over their runs."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool"]
@@ -170,7 +179,7 @@ class Supervisor:
 
     home: Path
     servers: list[Child]
-    workers: list[Child] = field(default_factory=workers)
+    workers: list[Child]
 
     def __post_init__(self) -> None:
         ports = {child.name: child.port for child in self.servers}
@@ -310,7 +319,9 @@ def main() -> None:
             before = read(home)
             if before is not None:
                 end_leftovers(home, before)
-            Supervisor(home, servers(home, Settings())).run()
+            settings = Settings()
+            others = [*workers(), *receivers(home, settings)]
+            Supervisor(home, servers(home, settings), others).run()
     except ServicesError as error:
         say(str(error))
         sys.exit(1)

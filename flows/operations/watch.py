@@ -21,6 +21,8 @@ TAG = "hqinet"
 """Of the runs of our deployments. What a command runs has none, and no worker to start it again."""
 RESTARTS = 2
 """How often a run that crashed is started again."""
+STOPPED = "termination signal"
+"""In Prefect's message of a run that was told to stop, which may happen any number of times."""
 UNBEGUN = timedelta(minutes=5)
 """After which a run that a worker took and did not begin is given back."""
 REMEMBERED = timedelta(days=7)
@@ -81,9 +83,17 @@ class Watch:
         since = (datetime.now(UTC) - REMEMBERED).isoformat()
         more = {"tags": {"all_": [TAG]}, "end_time": {"after_": since}}
         for run in self._runs({"type": {"any_": ["CRASHED"]}}, more):
-            if _is_deployed(run) and 0 < run["run_count"] <= RESTARTS:
+            # One that never ran could not be started: it would not be the next time, either.
+            if _is_deployed(run) and run["run_count"] and self._deaths(run) <= RESTARTS:
                 started += self._set(run, _awaiting("It crashed, and is started again."))
         return started
+
+    def _deaths(self, run: dict[str, Any]) -> int:
+        """How often a run crashed without being told to stop, as by `hqinet down`."""
+        answer = self._client.get("/flow_run_states/", params={"flow_run_id": run["id"]})
+        states = answer.raise_for_status().json()
+        crashes = [row["message"] or "" for row in states if row["type"] == "CRASHED"]
+        return sum(STOPPED not in message for message in crashes)
 
     def _runs(
         self, state: dict[str, Any], more: dict[str, Any] | None = None
