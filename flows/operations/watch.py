@@ -43,11 +43,11 @@ class Watch:
         """Mark what is dead and start again what crashed; returns a line for each.
 
         While the server was away, nobody could hear a heartbeat: silence counts from when it
-        answers again. Raises httpx.HTTPError if it does not.
+        answers again. Raises httpx.HTTPError if it does not, or is busy.
         """
         try:
             done = [*self._end_the_silent(), *self._give_back_the_unbegun(), *self._restart()]
-        except httpx.HTTPError:
+        except httpx.TransportError:
             self._hears_since = None
             raise
         self._hears_since = self._hears_since or datetime.now(UTC)
@@ -60,7 +60,9 @@ class Watch:
             # One that never sent any, as of a worker that has them turned off, is not judged.
             if heard is None or self._hears_since is None:
                 continue
-            silent = datetime.now(UTC) - max(heard, self._hears_since)
+            # What is known may be of an attempt before, and its own not known yet.
+            began = _time(run["state"]["timestamp"])
+            silent = datetime.now(UTC) - max(heard, began, self._hears_since)
             if silent > self._lost_after:
                 message = (
                     f"Its heartbeat stopped at {heard:%Y-%m-%d %H:%M:%S} UTC: the machine or "
