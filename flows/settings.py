@@ -8,6 +8,7 @@ parameter, so that Prefect's page shows it as a filled form.
 import os
 import re
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
@@ -158,6 +159,22 @@ class DenoiseSettings(Section):
     batch: int = Field(4, ge=1, description="Slices restored at once; bounds the memory.")
 
 
+class ReceiveSettings(Section):
+    """Who may send images, and when a study is complete."""
+
+    enabled: bool = Field(False, description="Whether `hqinet up` starts the receiver, too.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0: all of them.")
+    port: int = Field(11112, ge=0, lt=65536, description="TCP port; 0: any that is free.")
+    ae_title: str = Field("HQINET", max_length=16, description="By which senders call it.")
+    callers: list[str] = Field(
+        [], description="AE titles of those who may send; none: anybody, on loopback only."
+    )
+    rules: Path | None = Field(None, description="TOML file: which series goes where.")
+    quiet: timedelta = Field(
+        timedelta(seconds=30), description="Without an image after which a study is complete."
+    )
+
+
 class ServicesSettings(Section):
     """The services that `hqinet up` keeps running on one machine."""
 
@@ -193,6 +210,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     denoise: DenoiseSettings = DenoiseSettings()
+    receive: ReceiveSettings = ReceiveSettings()
     services: ServicesSettings = ServicesSettings()
 
     @model_validator(mode="wrap")

@@ -5,6 +5,7 @@ import shlex
 
 from flows.cli.options import Home, Json
 from flows.operations import home as homes
+from flows.operations import services
 
 
 def env(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
@@ -13,6 +14,9 @@ def env(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     # A server that finds no folder for its database does not start.
     (home / "prefect").mkdir(parents=True, exist_ok=True)
     variables = homes.environment(home)
+    running = services.read(home)
+    if running is not None and running.is_up:
+        variables["PREFECT_API_URL"] = running.prefect
     if as_json:
         print(json.dumps(variables))
         return

@@ -17,6 +17,7 @@ from flows.cli import (
     environment,
     models,
     pipeline,
+    receive,
     services,
     trace,
 )
@@ -47,14 +48,17 @@ for verb in (
     trace.show,
     collections.fetch,
     environment.env,
+    receive.receive,
     services.up,
     services.down,
     services.status,
+    services.doctor,
 ):
     app.command()(verb)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(models.app, name="models")
 app.add_typer(models.report, name="report")
+app.add_typer(services.automations, name="automations")
 
 
 def _print_version(wanted: bool) -> None:

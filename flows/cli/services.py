@@ -1,4 +1,4 @@
-"""The verbs of the services that run in a home: up, down, status."""
+"""The verbs of the services that run in a home: up, down, status, doctor, automations."""
 
 import os
 import sys
@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import Home, Json, enter
+from flows.cli.options import Home, Json, enter, quiet
 from flows.operations import home as homes
 from flows.operations import processes, queue, services, systemd
 from flows.operations.services import Services
+
+automations = typer.Typer(help="What Prefect's server tells the operator.", no_args_is_help=True)
 
 
 def up(
@@ -66,6 +68,41 @@ def status(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def doctor(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
+    """Look this installation over, a line each with what to do; exits 1 on a failure."""
+    homes.require(home)
+    enter(home)
+    from flows.cli import output
+    from flows.operations.doctor import examine
+
+    with quiet():
+        checks = [check.model_dump() for check in examine(home.expanduser().absolute())]
+    output.answer({"checks": checks}, _print_checks, as_json=as_json)
+    if any(check["outcome"] == "failure" for check in checks):
+        raise typer.Exit(1)
+
+
+@automations.command()
+def apply(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
+    """Make the automations on the running server what HQINET_SERVICES__WEBHOOK asks for."""
+    homes.require(home)
+    enter(home)
+    from flows.cli import output
+    from flows.operations import automations
+    from flows.settings import Settings
+
+    services.require_up(home.expanduser().absolute())
+    with quiet():
+        names = automations.apply(Settings().services)
+    output.answer(
+        {"automations": names},
+        lambda made: output.print_line(
+            "\n".join(made["automations"]) or "no webhook, nothing told"
+        ),
+        as_json=as_json,
+    )
+
+
 def _shown(known: Services) -> dict[str, Any]:
     rows = [
         {"name": row.name, "process": _number(row.process), "since": _since(row.process)}
@@ -111,6 +148,15 @@ def _print_services(shown: dict[str, Any]) -> None:
         if shown["mlflow"]:
             output.print_line(f"MLflow: {shown['mlflow']}")
     output.print_line(f"services: {shown['state']}")
+
+
+def _print_checks(made: dict[str, Any]) -> None:
+    from flows.cli import output
+
+    marks = {"ok": "ok     ", "note": "note   ", "failure": "FAILURE"}
+    for check in made["checks"]:
+        line = f"{marks[check['outcome']]} {check['name']}: {check['found']}"
+        output.print_line(line + (f" - {check['advice']}" if check["advice"] else ""))
 
 
 def _print_unit(made: dict[str, Any]) -> None:

@@ -95,6 +95,14 @@ def write(home: Path, services: Services) -> None:
     files.write(home / STATE, services.model_dump_json(indent=1).encode())
 
 
+def require_up(home: Path) -> Services:
+    """The services of a home. Raises ServicesError if they do not run."""
+    known = read(home)
+    if known is None or not known.is_up:
+        raise ServicesError(f"the services of {home} do not run: `hqinet up` starts them")
+    return known
+
+
 @contextmanager
 def only_supervisor(home: Path) -> Iterator[None]:
     """Be the one supervisor of a home; the system gives the lock back when its process dies.

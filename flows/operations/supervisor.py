@@ -8,9 +8,9 @@ report to. It imports neither Prefect nor MLflow: what watches them must not sha
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
@@ -44,9 +44,11 @@ WATCH = 0.5
 WATCH_FLOWS = 5
 PATIENCE = 180
 """Seconds that a server may take to answer."""
-PARTING = 8
-"""Seconds that workers and their runs may take: a training ends its step and saves."""
-SERVERS_PARTING = 4
+PARTING = 7
+"""Seconds that runs may take to end: a training ends its step and saves."""
+WORKERS_PARTING = 3
+SERVERS_PARTING = 3
+WATCH_NAME = "watch"
 LARGEST_LOG = 20_000_000
 
 
@@ -150,11 +152,25 @@ def servers(home: Path, settings: Settings) -> list[Child]:
     return made
 
 
+def flow_runs(worker: psutil.Process) -> list[psutil.Process]:
+    """The runs of a worker."""
+    return [one for one in processes.family(worker) if processes.is_flow_run(one)]
+
+
+def receivers(home: Path, settings: Settings) -> list[Child]:
+    """The DICOM receiver, where the settings ask for it."""
+    if not settings.receive.enabled:
+        return []
+    return [
+        Child("receiver", [sys.executable, "-m", "flows.cli.main", "receive", "--home", str(home)])
+    ]
+
+
 def workers() -> list[Child]:
     """A worker for each pool, and the watch over their runs."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool"]
     made = [Child(f"worker-{pool.removeprefix('hqinet-')}", [*command, pool]) for pool in POOLS]
-    return [*made, Child("watch", [sys.executable, "-m", "flows.operations.watch"])]
+    return [*made, Child(WATCH_NAME, [sys.executable, "-m", "flows.operations.watch"])]
 
 
 @dataclass
@@ -163,7 +179,7 @@ class Supervisor:
 
     home: Path
     servers: list[Child]
-    workers: list[Child] = field(default_factory=workers)
+    workers: list[Child]
 
     def __post_init__(self) -> None:
         ports = {child.name: child.port for child in self.servers}
@@ -239,19 +255,36 @@ class Supervisor:
             processes.end([process], PARTING)
 
     def _stop(self) -> None:
-        """Workers and their runs, then servers; nothing outlives it."""
+        """The watch, runs, workers, servers, in this order; nothing outlives it."""
+        self._end(child for child in self.workers if child.name == WATCH_NAME)
+        self._end_runs()
         running = [own for child in self.workers if (own := child.own)]
         families = [one for own in running for one in processes.family(own)]
-        runs = [one for one in families if processes.is_flow_run(one)]
-        # A worker waits for its runs, and tells none of them.
-        for process in runs:
-            with suppress(psutil.Error):
-                process.terminate()
-        processes.end(running, PARTING)
+        processes.end(running, WORKERS_PARTING)
         processes.end([one for one in families if one.is_running()], 1)
-        processes.end([own for child in self.servers if (own := child.own)], SERVERS_PARTING)
+        self._end(self.servers)
         if self._written is not None and self._written.state != "failed":
             self._tell("starting")
+
+    def _end(self, children: Iterable[Child]) -> None:
+        processes.end([own for child in children if (own := child.own)], SERVERS_PARTING)
+
+    def _end_runs(self) -> None:
+        """Tell runs to end while their worker is there, which hears how they do.
+
+        A worker that is told to stop leaves its runs at once, saved or not.
+        """
+        told: set[psutil.Process] = set()
+        until = monotonic() + PARTING
+        while monotonic() < until:
+            runs = {run for child in self.workers if (own := child.own) for run in flow_runs(own)}
+            for run in runs - told:
+                with suppress(psutil.Error):
+                    run.terminate()
+            if not runs:
+                return
+            told |= runs
+            sleep(0.2)
 
     def _tell(self, state: str, reason: str = "") -> None:
         now = Services(
@@ -286,7 +319,9 @@ def main() -> None:
             before = read(home)
             if before is not None:
                 end_leftovers(home, before)
-            Supervisor(home, servers(home, Settings())).run()
+            settings = Settings()
+            others = [*workers(), *receivers(home, settings)]
+            Supervisor(home, servers(home, settings), others).run()
     except ServicesError as error:
         say(str(error))
         sys.exit(1)

@@ -21,6 +21,8 @@ TAG = "hqinet"
 """Of the runs of our deployments. What a command runs has none, and no worker to start it again."""
 RESTARTS = 2
 """How often a run that crashed is started again."""
+STOPPED = "termination signal"
+"""In Prefect's message of a run that was told to stop, which may happen any number of times."""
 UNBEGUN = timedelta(minutes=5)
 """After which a run that a worker took and did not begin is given back."""
 REMEMBERED = timedelta(days=7)
@@ -41,11 +43,11 @@ class Watch:
         """Mark what is dead and start again what crashed; returns a line for each.
 
         While the server was away, nobody could hear a heartbeat: silence counts from when it
-        answers again. Raises httpx.HTTPError if it does not.
+        answers again. Raises httpx.HTTPError if it does not, or is busy.
         """
         try:
             done = [*self._end_the_silent(), *self._give_back_the_unbegun(), *self._restart()]
-        except httpx.HTTPError:
+        except httpx.TransportError:
             self._hears_since = None
             raise
         self._hears_since = self._hears_since or datetime.now(UTC)
@@ -58,7 +60,9 @@ class Watch:
             # One that never sent any, as of a worker that has them turned off, is not judged.
             if heard is None or self._hears_since is None:
                 continue
-            silent = datetime.now(UTC) - max(heard, self._hears_since)
+            # What is known may be of an attempt before, and its own not known yet.
+            began = _time(run["state"]["timestamp"])
+            silent = datetime.now(UTC) - max(heard, began, self._hears_since)
             if silent > self._lost_after:
                 message = (
                     f"Its heartbeat stopped at {heard:%Y-%m-%d %H:%M:%S} UTC: the machine or "
@@ -81,9 +85,17 @@ class Watch:
         since = (datetime.now(UTC) - REMEMBERED).isoformat()
         more = {"tags": {"all_": [TAG]}, "end_time": {"after_": since}}
         for run in self._runs({"type": {"any_": ["CRASHED"]}}, more):
-            if _is_deployed(run) and 0 < run["run_count"] <= RESTARTS:
+            # One that never ran could not be started: it would not be the next time, either.
+            if _is_deployed(run) and run["run_count"] and self._deaths(run) <= RESTARTS:
                 started += self._set(run, _awaiting("It crashed, and is started again."))
         return started
+
+    def _deaths(self, run: dict[str, Any]) -> int:
+        """How often a run crashed without being told to stop, as by `hqinet down`."""
+        answer = self._client.get("/flow_run_states/", params={"flow_run_id": run["id"]})
+        states = answer.raise_for_status().json()
+        crashes = [row["message"] or "" for row in states if row["type"] == "CRASHED"]
+        return sum(STOPPED not in message for message in crashes)
 
     def _runs(
         self, state: dict[str, Any], more: dict[str, Any] | None = None

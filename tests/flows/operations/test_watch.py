@@ -88,6 +88,32 @@ def test_a_silent_run_is_crashed_then_started_again_and_at_last_left(client, beg
     assert name_of(client, run) == "Crashed"
 
 
+def test_a_second_attempt_is_not_judged_by_the_heartbeats_of_the_first(client, begin):
+    run = begin("hqinet")
+    beat(client, run)
+    watch = Watch(client, timedelta(seconds=2))
+    watch.look()
+    time.sleep(2.2)
+    for kind in ("CRASHED", "RUNNING"):
+        client.post(
+            f"/flow_runs/{run}/set_state", json={"state": {"type": kind}, "force": True}
+        ).raise_for_status()
+    assert watch.look() == []
+    assert name_of(client, run) == "Running"
+
+
+def test_a_run_that_is_told_to_stop_is_started_again_as_often_as_that_happens(client, begin):
+    run = begin("hqinet")
+    told = "Execution was aborted by a termination signal."
+    for _ in range(RESTARTS + 2):
+        for state in ({"type": "RUNNING"}, {"type": "CRASHED", "message": told}):
+            client.post(
+                f"/flow_runs/{run}/set_state", json={"state": state, "force": True}
+            ).raise_for_status()
+        Watch(client, SOON).look()
+        assert name_of(client, run) == "AwaitingRetry"
+
+
 def test_a_run_that_beats_or_never_did_is_left_alone(client, begin):
     beating, mute = begin("hqinet"), begin("hqinet")
     beat(client, beating)

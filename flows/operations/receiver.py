@@ -1,0 +1,164 @@
+r"""A DICOM storage SCP that only writes and answers; what a series is good for is decided later.
+
+Images lie in HOME/received/STUDY/SERIES until their study was quiet for a while, since DICOM has no
+end of a study; then each series goes where the rules send it. Late images open a study again.
+"""
+
+import errno
+import re
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
+from threading import Event as Flag
+from threading import Lock
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.events import Event
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import ThreadedAssociationServer
+
+from flows.errors import FlowError
+from flows.operations.arrivals import look_at
+from flows.operations.routing import Rules, Target
+from flows.settings import ReceiveSettings
+from storage.dicom.judgement import OWN
+from storage.stores import files
+
+FOLDERS: dict[Target, str] = {"ingest": "inbox", "denoise": "denoise-inbox", "hold": "held"}
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SUCCESS, NO_SPACE, CANNOT_UNDERSTAND, OUR_OWN = 0x0000, 0xA700, 0xC000, 0xC001
+"""Answers to C-STORE (PS3.4 B.2.3). After NO_SPACE a sender may try again; after the others not."""
+UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+LONGEST_UID = 64
+EVERY = 2.0
+
+
+class ReceiverError(FlowError):
+    """A receiver that cannot start; one line."""
+
+
+class Receiver:
+    """Takes images in, and passes complete studies on."""
+
+    def __init__(
+        self, home: Path, rules: Rules, quiet: timedelta, say: Callable[[str], None]
+    ) -> None:
+        """`say` gets a line for each study and each image that is not taken."""
+        self._home, self._rules, self._quiet, self._say = home, rules, quiet, say
+        self._received = home / "received"
+        # No folder is taken away under an image that is being written.
+        self._moving = Lock()
+        self._received.mkdir(parents=True, exist_ok=True)
+
+    def store(self, event: Event) -> int:
+        """Answer a C-STORE: with success only when the image is on the disk."""
+        try:
+            content = event.encoded_dataset()
+            header = dcmread(BytesIO(content), stop_before_pixels=True)
+            place = self._place(header)
+        except (InvalidDicomError, ValueError, EOFError) as error:
+            return self._refused(event, CANNOT_UNDERSTAND, str(error))
+        if is_ours(header):
+            return self._refused(event, OUR_OWN, "restored by HQINet: it must not come in again")
+        try:
+            with self._moving:
+                files.write(place, content)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                return self._refused(event, CANNOT_UNDERSTAND, str(error))
+            return self._refused(event, NO_SPACE, f"{self._home}: {error.strerror}")
+        return SUCCESS
+
+    def _place(self, header: Dataset) -> Path:
+        """Where an image belongs. Raises ValueError for a UID that is none: it would be a path."""
+        names = []
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            uid = str(header.get(keyword, ""))
+            if len(uid) > LONGEST_UID or not UID.fullmatch(uid):
+                raise ValueError(f"{keyword} {uid!r} is no UID")
+            names.append(uid)
+        return self._received / names[0] / names[1] / f"{names[2]}.dcm"
+
+    def _refused(self, event: Event, status: int, why: str) -> int:
+        self._say(f"image of {event.assoc.requestor.ae_title} refused with {status:#06x}: {why}")
+        return status
+
+    def pass_on(self) -> list[Path]:
+        """Send the series of every quiet study where the rules say; returns where they lie now."""
+        placed = []
+        for study in sorted(self._received.iterdir()):
+            arrival = look_at(study)
+            if not arrival.is_empty and arrival.age >= self._quiet.total_seconds():
+                with self._moving:
+                    placed += [self._route(series) for series in sorted(study.iterdir())]
+                    shutil.rmtree(study)
+        return [path for path in placed if path is not None]
+
+    def _route(self, series: Path) -> Path | None:
+        # What a receiver that was killed left half written was never acknowledged.
+        files.remove_drafts(series)
+        images = sorted(series.glob("*.dcm"))
+        if not images:
+            return None
+        target, rule = self._rules.route(dcmread(images[0], stop_before_pixels=True))
+        by = "no rule" if rule is None else f"rule {rule}"
+        self._say(f"series {series.name}: {len(images)} images, {target} by {by}")
+        if target == "ignore":
+            shutil.rmtree(series)
+            return None
+        place = self._home / FOLDERS[target] / series.parent.name / series.name
+        place.mkdir(parents=True, exist_ok=True)
+        for image in images:
+            image.replace(place / image.name)
+        return place
+
+
+def is_ours(header: Dataset) -> bool:
+    """Whether HQINet restored it: a PACS that sends it back would have it restored for ever."""
+    said = header.get("ImageType") or ()
+    words = [said] if isinstance(said, str) else said
+    items = header.get("ContributingEquipmentSequence", ())
+    makers = [str(item.get("Manufacturer", "")) for item in items]
+    return OWN in {word.upper() for word in (*words, *makers)}
+
+
+def listen(receiver: Receiver, settings: ReceiveSettings) -> ThreadedAssociationServer:
+    """Take associations from the callers that are named; `server_address` says the port.
+
+    Raises ReceiverError where anybody could send, or the port is taken.
+    """
+    if not settings.callers and settings.host not in LOOPBACK:
+        raise ReceiverError(
+            f"the receiver would take images from anybody at {settings.host}: name its callers' AE "
+            "titles with HQINET_RECEIVE__CALLERS, as '[\"SCANNER1\"]'"
+        )
+    entity = AE(ae_title=settings.ae_title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = settings.callers
+    entity.add_supported_context(Verification)
+    for context in AllStoragePresentationContexts:
+        entity.add_supported_context(context.abstract_syntax, AllTransferSyntaxes)
+    address = (settings.host, settings.port)
+    try:
+        return entity.start_server(
+            address, block=False, evt_handlers=[(evt.EVT_C_STORE, receiver.store)]
+        )
+    except OSError as error:
+        raise ReceiverError(
+            f"the receiver cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
+
+
+def run(receiver: Receiver, settings: ReceiveSettings, stop: Flag) -> None:
+    """Receive, and pass on what is complete, until told to stop."""
+    server = listen(receiver, settings)
+    try:
+        while not stop.wait(EVERY):
+            receiver.pass_on()
+    finally:
+        server.shutdown()

@@ -1,0 +1,169 @@
+"""Images come in by DICOM, from DCMTK's sender and from a sender that misbehaves."""
+
+import errno
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pydicom
+import pytest
+from pynetdicom import AE
+
+from flows.operations import receiver as module
+from flows.operations.receiver import Receiver, ReceiverError, listen
+from flows.operations.routing import Rules, RulesError, read_rules
+from flows.settings import ReceiveSettings
+
+RULES = """
+[[rule]]
+to = "ignore"
+when = { ImageType = "*LOCALIZER*" }
+
+[[rule]]
+to = "denoise"
+when = { Modality = "CT", SeriesDescription = "*low*" }
+
+[[rule]]
+to = "ingest"
+when = { Modality = "CT" }
+"""
+
+
+@pytest.fixture
+def rules(tmp_path) -> Rules:
+    (tmp_path / "rules.toml").write_text(RULES)
+    return read_rules(tmp_path / "rules.toml")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def receiver(tmp_path, rules, said) -> Receiver:
+    return Receiver(tmp_path / "home", rules, timedelta(0), said.append)
+
+
+@pytest.fixture
+def port(receiver) -> Iterator[int]:
+    server = listen(receiver, ReceiveSettings(port=0, callers=["SCANNER"]))
+    yield server.server_address[1]
+    server.shutdown()
+
+
+def store(port: int, *paths: Path, caller: str = "SCANNER", called: str = "HQINET") -> int:
+    """DCMTK's exit status."""
+    command = ["storescu", "-aet", caller, "-aec", called, "+sd", "+r"]
+    done = subprocess.run(
+        [*command, "127.0.0.1", str(port), *map(str, paths)], capture_output=True, check=False
+    )
+    return done.returncode
+
+
+def answer(port: int, image: pydicom.Dataset) -> int:
+    """The status of one C-STORE."""
+    entity = AE(ae_title="SCANNER")
+    entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
+    association = entity.associate("127.0.0.1", port, ae_title="HQINET")
+    try:
+        return association.send_c_store(image).Status
+    finally:
+        association.release()
+
+
+def test_a_study_is_stored_as_it_was_sent_and_goes_where_the_rules_say(
+    receiver, port, series, tmp_path, said
+):
+    for name, low in (("Low Dose Images", True), ("Full Dose Images", False)):
+        series("L001", name, low=low, slices=3).write(tmp_path / "study" / name)
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    series("L001", "Topogram", slices=1, attributes=scout).write(tmp_path / "study" / "Topogram")
+    assert store(port, tmp_path / "study") == 0
+    sent = {pydicom.dcmread(f).SOPInstanceUID: f for f in (tmp_path / "study").rglob("*.dcm")}
+    placed = receiver.pass_on()
+    home = tmp_path / "home"
+    assert sorted(path.relative_to(home).parts[0] for path in placed) == ["denoise-inbox", "inbox"]
+    got = [image for path in placed for image in path.glob("*.dcm")]
+    assert len(got) == 6
+    for image in got:
+        original = pydicom.dcmread(sent[image.stem])
+        assert pydicom.dcmread(image).PixelData == original.PixelData
+    assert any("1 images, ignore by rule 1" in line for line in said)
+    assert list((home / "received").iterdir()) == []
+
+
+def test_a_study_that_still_comes_waits_and_late_images_open_it_again(
+    receiver, port, series, tmp_path
+):
+    folder = series("L001", "Low Dose Images", slices=3).write(tmp_path / "study")
+    first, *late = sorted(folder.iterdir())
+    receiver._quiet = timedelta(hours=1)
+    store(port, first)
+    assert receiver.pass_on() == []
+    receiver._quiet = timedelta(0)
+    (place,) = receiver.pass_on()
+    store(port, *late)
+    assert receiver.pass_on() == [place]
+    assert len(list(place.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"SeriesInstanceUID": "../../../etc"}, module.CANNOT_UNDERSTAND),
+        ({"StudyInstanceUID": "1." * 40 + "1"}, module.CANNOT_UNDERSTAND),
+        ({"StudyInstanceUID": ""}, module.CANNOT_UNDERSTAND),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "HQINET"]}, module.OUR_OWN),
+    ],
+)
+def test_what_must_not_come_in_is_refused(port, series, tmp_path, said, change, status):
+    folder = series("L001", slices=1).write(tmp_path / "study")
+    image = pydicom.dcmread(next(folder.iterdir()))
+    with pydicom.config.disable_value_validation():
+        for name, value in change.items():
+            setattr(image, name, value)
+        assert answer(port, image) == status
+    assert "image of SCANNER refused" in said[0]
+    assert not list((tmp_path / "home").rglob("*.dcm"))
+
+
+def test_a_full_disk_is_answered_as_one(port, series, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    image = pydicom.dcmread(next(series("L001", slices=1).write(tmp_path / "study").iterdir()))
+    monkeypatch.setattr(module.files, "write", full)
+    assert answer(port, image) == module.NO_SPACE
+
+
+def test_strangers_are_not_listened_to_and_echo_is_answered(port, series, tmp_path):
+    folder = series("L001", slices=1).write(tmp_path / "study")
+    assert store(port, folder, caller="STRANGER") != 0
+    assert store(port, folder, called="OTHER") != 0
+    echo = ["echoscu", "-aet", "SCANNER", "-aec", "HQINET", "127.0.0.1", str(port)]
+    assert subprocess.run(echo, check=False).returncode == 0
+
+
+def test_it_does_not_listen_to_the_network_without_a_list_of_callers(receiver):
+    with pytest.raises(ReceiverError, match=r"from anybody at 0\.0\.0\.0: name its callers"):
+        listen(receiver, ReceiveSettings(host="0.0.0.0", port=0))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[[rule]]\nto = "heaven"', r"rule\.0\.to"),
+        ('[[rule]]\nto = "hold"\nwhen = { Modalty = "CT" }', "'Modalty' is no keyword"),
+        ("[[rule", "rules.toml: "),
+    ],
+)
+def test_a_mistake_in_the_rules_is_one_line_that_names_it(tmp_path, text, says):
+    (tmp_path / "rules.toml").write_text(text)
+    with pytest.raises(RulesError, match=says):
+        read_rules(tmp_path / "rules.toml")
+
+
+def test_without_rules_everything_is_held():
+    assert read_rules(None).route(pydicom.Dataset()) == ("hold", None)
