@@ -22,6 +22,7 @@ from flows.settings import EvaluateSettings, Settings
 from hqinet.devices import pick_device
 from hqinet.quality import gate
 from hqinet.quality.evaluation import RESTORED, measure_patient, measure_unrestored
+from hqinet.quality.evidence import Evidence
 from hqinet.quality.policy import load_policy
 from hqinet.quality.reader_study import ReaderStudy, ask_observer
 from hqinet.quality.statistics import per_patient
@@ -183,12 +184,12 @@ def evaluate_rival(
 
 def evidence_of(
     results: list[report.PatientResult], simulated_doses: frozenset[str], study: ReaderStudy
-) -> gate.Evidence:
+) -> Evidence:
     """What the gate judges an evaluation by."""
     slices = pd.concat([result.measured.per_slice for result in results], ignore_index=True)
     failures = {r.patient: r.failure for r in results if r.failure is not None}
     tasks = {r.patient: r.tasks.figures for r in results if r.tasks is not None}
-    return gate.Evidence(per_patient(slices), failures, simulated_doses, tasks, study)
+    return Evidence(per_patient(slices), failures, simulated_doses, tasks, study)
 
 
 @task(cache_policy=NO_CACHE)

@@ -6,6 +6,7 @@ from pathlib import Path
 from flows import lineage, stores
 from flows.errors import FlowError
 from hqinet.quality import gate
+from hqinet.quality.evidence import Evidence
 from hqinet.quality.metrics import DEFINITION
 from hqinet.quality.policy import Policy
 from hqinet.report.page import SUMMARY
@@ -76,7 +77,7 @@ def rival_of(version: ModelVersion, history: History | None = None) -> ModelVers
 def judge(
     policy: Policy,
     version: ModelVersion,
-    evidence: gate.Evidence,
+    evidence: Evidence,
     rival: ModelVersion | None,
     snapshot: Snapshot,
 ) -> gate.Verdict:

@@ -25,12 +25,12 @@ def registry() -> "Registry":
     from storage.models.registry import Registry  # noqa: PLC0415
 
     settings = Settings()
-    if settings.tracking_uri:
-        # Where a server keeps artifacts is its own business, and the same for all its users.
-        return Registry(settings.tracking_uri, None, settings.model, owner())
-    folder = settings.home.absolute() / "mlflow"
-    database, artifacts = f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()
-    return Registry(database, artifacts, settings.model, owner())
+    uri = settings.tracking_uri or f"sqlite:///{settings.home.absolute()}/mlflow/mlflow.db"
+    # Where a server keeps artifacts is its own business, and the same for all its users. Those of
+    # a database lie beside it: MLflow would put them into the folder that it happens to run in.
+    database = uri.removeprefix("sqlite:///")
+    beside = None if database == uri else (Path(database).absolute().parent / "artifacts").as_uri()
+    return Registry(uri, beside, settings.model, owner())
 
 
 def owner() -> "Owner | None":

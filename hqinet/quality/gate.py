@@ -5,18 +5,17 @@ business of the flows. Every rule is always judged, so that a refusal names all 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from hqinet.quality.evidence import Evidence
 from hqinet.quality.metrics import METRICS
 from hqinet.quality.policy import Policy
-from hqinet.quality.reader_study import QUESTIONS, ReaderStudy
+from hqinet.quality.reader_study import QUESTIONS
 from hqinet.quality.statistics import FEWEST, differences, lower_bound
-from hqinet.quality.tasks import TaskFigures
 
 
 class Outcome(BaseModel):
@@ -64,32 +63,6 @@ class Verdict(BaseModel):
     def reasons(self) -> list[str]:
         """Why it was refused; empty for a pass."""
         return [outcome.reason for outcome in self.outcomes if not outcome.passed]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What an evaluation says of a version.
-
-    patients: a `per_patient` frame with the images "low" and "restored".
-    failures: why a patient could not be restored, by patient; the metrics are NaN there.
-    simulated: patients whose low dose was simulated from the full dose.
-    tasks: what was measured of the reader's tasks, by patient who could be restored.
-    study: what an observer makes of lesions, over all of them.
-    """
-
-    patients: pd.DataFrame
-    failures: Mapping[str, str] = field(default_factory=dict)
-    simulated: frozenset[str] = frozenset()
-    tasks: Mapping[str, TaskFigures] = field(default_factory=dict)
-    study: ReaderStudy = field(default_factory=ReaderStudy)
-
-    def image(self, name: str) -> pd.DataFrame:
-        """The rows of one image."""
-        return self.patients[self.patients["image"] == name]
-
-    def why(self, patient: str) -> str:
-        """Why a patient has no figure."""
-        return self.failures.get(patient, "the metric is not defined there")
 
 
 def judge(

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hqinet.quality.gate import Evidence, Verdict
+from hqinet.quality.evidence import Evidence
+from hqinet.quality.gate import Verdict
 from hqinet.quality.metrics import DEFINITION, METRICS
 from hqinet.quality.reader_study import ReaderStudy
 from hqinet.quality.tasks import TaskFigures

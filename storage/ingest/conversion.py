@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,11 @@ class Conversion:
         notes += [pair.note, doubt(pair.dose_fraction, implied)]
         for dose, one in series.items():
             notes += [f"{dose} dose: {note}" for note in _notes(decoders[dose], one)]
+        row = self._row(pair, written, "; ".join(note for note in notes if note) or None)
+        return replace(row, implied_dose=implied, simulated=simulated)
+
+    def _row(self, pair: Pair, written: writing.Written, note: str | None) -> Accepted:
+        full, geometry = pair.full.series, pair.full.series.geometry
         return Accepted(
             patient=pair.patient,
             cohort=self.cohort,
@@ -114,15 +119,13 @@ class Conversion:
             dose_fraction=pair.dose_fraction,
             vendor=pair.full.vendor,
             kernel=pair.full.kernel,
-            note="; ".join(note for note in notes if note) or None,
+            note=note,
             fingerprint=pair.fingerprint,
             pixels=written.pixels,
             slice_fingerprints=written.slice_fingerprints,
             identity_evidence=pair.identity_evidence,
             frame_of_reference=geometry.frame_of_reference,
             size=written.size,
-            implied_dose=implied,
-            simulated=simulated,
         )
 
     def _implied_dose(self, path: str, series: Series) -> float | None:

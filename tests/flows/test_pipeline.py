@@ -130,6 +130,8 @@ def test_another_dataset_on_the_same_server_trains_and_judges_nothing_of_ours(
     monkeypatch.setenv("HQINET_MODEL", "hqinet-elsewhere")
     theirs = pipeline(str(tiny_cohort), "tiny", tiny_recipe)
     assert theirs.promote.champion is None
+    run = stores.registry()._client.get_run(theirs.train.run)
+    assert run.info.artifact_uri.startswith((home / "mlflow" / "artifacts").as_uri())
     monkeypatch.undo()
     monkeypatch.setenv("HQINET_HOME", str(home))
     assert stores.registry().version(result.train.model) == ours

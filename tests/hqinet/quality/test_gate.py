@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from hqinet.quality import gate
-from hqinet.quality.gate import Evidence, Verdict
+from hqinet.quality.evidence import Evidence
+from hqinet.quality.gate import Verdict
 from hqinet.quality.policy import Policy, PolicyError, load_policy
 from hqinet.quality.reader_study import Answer, Estimate, ReaderStudy
 from hqinet.quality.reference import TISSUES

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hqinet.quality.evaluation import measure_patient
-from hqinet.quality.gate import Evidence, judge
+from hqinet.quality.evidence import Evidence
+from hqinet.quality.gate import judge
 from hqinet.quality.policy import Policy
 from hqinet.quality.reader_study import QUESTIONS, ask_observer
 from hqinet.quality.statistics import per_patient
