@@ -1,6 +1,8 @@
 """Whole volumes restored in HU, a few slices at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +53,28 @@ def restore(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Restore a volume, yielding `(first slice, restored (k, rows, columns) float32 HU)` in order.
 
-    Never holds more than `batch` restored slices. Raises InferenceError where the model fails, or
-    returns NaN, infinity or another shape.
+    Never holds more than `batch` restored slices. On a CPU each core restores a slice of its own:
+    threads that share one wait for each other at every layer, and for whatever else runs. Raises
+    InferenceError where the model fails, or returns NaN, infinity or another shape.
     """
+    cores = min(torch.get_num_threads(), batch) if torch.device(device).type == "cpu" else 1
+    # A thread computes by itself: torch counts the threads of each thread anew.
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from _blocks(model, low, device, batch, pool)
+
+
+def _blocks(
+    model: HUModel,
+    low: HuVolume,
+    device: torch.device | str,
+    batch: int,
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
     slices = int(low.shape[0])
     for first in range(0, slices, batch):
         windows = read_windows(low, first, min(first + batch, slices))
-        with torch.inference_mode():
-            parts = pieces(torch.from_numpy(windows).to(device).float())
-            restored = torch.cat([_restored(model, part, first) for part in parts])
+        parts = pieces(torch.from_numpy(windows).to(device).float())
+        restored = torch.cat(list(pool.map(partial(_restored, model, first), parts)))
         expected = (len(windows), 1, *low.shape[1:])
         if tuple(restored.shape) != expected:
             raise InferenceError(
@@ -108,9 +123,10 @@ def restore_to_file(
     return stored
 
 
-def _restored(model: HUModel, windows: Tensor, first: int) -> Tensor:
+def _restored(model: HUModel, first: int, windows: Tensor) -> Tensor:
     try:
-        return within_memory(model, windows)
+        with torch.inference_mode():
+            return within_memory(model, windows)
     except torch.OutOfMemoryError:
         # Of the machine, not of the slices.
         raise

@@ -1,5 +1,6 @@
 """Whole volumes: every slice restored from its own window, in HU, a few at a time."""
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,3 +111,24 @@ def test_nan_and_wrong_shapes_do_not_slip_through() -> None:
         list(restore(lambda hu: hu[:, 1:2] * torch.nan, volume()))
     with pytest.raises(InferenceError, match=r"returned \(4, 3, 20, 26\) for \(4, 1, 20, 26\)"):
         list(restore(lambda hu: hu, volume()))
+
+
+def test_on_a_cpu_each_core_restores_a_slice_by_itself():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen, met = set(), threading.Barrier(2, timeout=20)
+
+    def alone(hu):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        met.wait()
+        return hu[:, 1:2]
+
+    try:
+        low = volume(4)
+        restored = np.concatenate([part for _, part in restore(alone, low, batch=2)])
+        assert np.array_equal(restored, low)
+        assert len({thread for thread, _ in seen}) == 2
+        assert {threads for _, threads in seen} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
