@@ -4,6 +4,8 @@ What was taken is remembered by digest, so that a night without news does nothin
 with refusals is reported when it comes, not every night again.
 """
 
+from pathlib import Path
+
 from prefect import flow, get_run_logger, tags
 from pydantic import BaseModel
 
@@ -11,6 +13,7 @@ from flows.denoise import DenoiseResult, denoise
 from flows.events import AUTOMATIC
 from flows.ingest import ingest, refusals_in_a_line, shown_source
 from flows.operations.arrivals import Arrival, Taken, look_at, require_inbox
+from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
 
@@ -74,6 +77,7 @@ def denoise_inbox(
     for arrival in due:
         with tags(AUTOMATIC):
             results.append(denoise(str(arrival.path), destination, settings))
+        queue_for_sending(results[-1])
         taken.add(arrival)
     waiting = [arrival for arrival in arrivals if arrival not in due]
     name = QUARANTINED if _count(results, "quarantined") else None
@@ -83,6 +87,15 @@ def denoise_inbox(
         for outcome in ("restored", "refused", "quarantined")
     )
     return ended(_result(due, waiting, taken), name, f"series: {message}; see the runs below")
+
+
+def queue_for_sending(result: DenoiseResult) -> None:
+    """Put what was restored into the outbox; a sender takes it from there, however long it takes."""
+    outbox = Outbox(Settings().home.absolute())
+    for row in result.series:
+        if row.outcome == "restored":
+            for name in Settings().send.restored:
+                outbox.put(Path(row.folder), name)
 
 
 def _taken(flow_name: str) -> Taken:

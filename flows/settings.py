@@ -175,6 +175,17 @@ class ReceiveSettings(Section):
     )
 
 
+class SendSettings(Section):
+    """Where restored series are sent."""
+
+    destinations: Path | None = Field(
+        None, description="TOML file: a table with host, port and ae_title for each destination."
+    )
+    restored: list[str] = Field(
+        [], description="Names of the destinations of what the denoise inbox restores."
+    )
+
+
 class ServicesSettings(Section):
     """The services that `hqinet up` keeps running on one machine."""
 
@@ -211,6 +222,7 @@ class Settings(BaseSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     denoise: DenoiseSettings = DenoiseSettings()
     receive: ReceiveSettings = ReceiveSettings()
+    send: SendSettings = SendSettings()
     services: ServicesSettings = ServicesSettings()
 
     @model_validator(mode="wrap")

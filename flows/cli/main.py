@@ -18,6 +18,7 @@ from flows.cli import (
     models,
     pipeline,
     receive,
+    send,
     services,
     trace,
 )
@@ -49,6 +50,7 @@ for verb in (
     collections.fetch,
     environment.env,
     receive.receive,
+    send.send,
     services.up,
     services.down,
     services.status,

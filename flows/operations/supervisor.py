@@ -157,12 +157,16 @@ def flow_runs(worker: psutil.Process) -> list[psutil.Process]:
     return [one for one in processes.family(worker) if processes.is_flow_run(one)]
 
 
-def receivers(home: Path, settings: Settings) -> list[Child]:
-    """The DICOM receiver, where the settings ask for it."""
-    if not settings.receive.enabled:
-        return []
+def dicom(home: Path, settings: Settings) -> list[Child]:
+    """The receiver and the sender, where the settings ask for them."""
+    asked = {
+        "receive": settings.receive.enabled,
+        "send": settings.send.destinations is not None,
+    }
     return [
-        Child("receiver", [sys.executable, "-m", "flows.cli.main", "receive", "--home", str(home)])
+        Child(verb, [sys.executable, "-m", "flows.cli.main", verb, "--home", str(home)])
+        for verb, wanted in asked.items()
+        if wanted
     ]
 
 
@@ -320,7 +324,7 @@ def main() -> None:
             if before is not None:
                 end_leftovers(home, before)
             settings = Settings()
-            others = [*workers(), *receivers(home, settings)]
+            others = [*workers(), *dicom(home, settings)]
             Supervisor(home, servers(home, settings), others).run()
     except ServicesError as error:
         say(str(error))

@@ -1,0 +1,89 @@
+"""What waits to be sent: a file for each series and destination, which survives every restart."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.stores import files
+
+FIRST_PAUSE = timedelta(seconds=10)
+LONGEST_PAUSE = timedelta(minutes=30)
+OLDEST = timedelta(days=3)
+"""After which a series is given up: by then somebody has to look."""
+
+
+class Job(BaseModel):
+    """One series for one destination.
+
+    Attributes:
+        due: when it is tried next.
+        said: why it was not sent when it was tried last.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    destination: str
+    queued: datetime
+    due: datetime
+    tries: int = 0
+    said: str = ""
+
+
+class Outbox:
+    """Jobs in HOME/outbox/DESTINATION; those that were given up lie in `given-up` beside them."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "outbox"
+
+    def put(self, folder: Path, destination: str) -> Job:
+        """Queue a series for a destination; once, however often it is put."""
+        now = datetime.now(UTC)
+        job = Job(folder=folder.absolute(), destination=destination, queued=now, due=now)
+        if not self._file(job).exists():
+            self._write(job)
+        return job
+
+    def waiting(self, destination: str) -> list[Job]:
+        """All jobs of a destination, the oldest first."""
+        found = [_read(file) for file in (self._folder / destination).glob("*.json")]
+        return sorted(found, key=lambda job: job.queued)
+
+    def due(self, destination: str) -> list[Job]:
+        """Those that are to be tried now."""
+        now = datetime.now(UTC)
+        return [job for job in self.waiting(destination) if job.due <= now]
+
+    def given_up(self, destination: str) -> list[Job]:
+        """Those that were not sent within OLDEST."""
+        return [_read(file) for file in (self._folder / destination / "given-up").glob("*.json")]
+
+    def sent(self, job: Job) -> None:
+        """Forget a job that is done."""
+        self._file(job).unlink(missing_ok=True)
+
+    def failed(self, job: Job, said: str) -> Job:
+        """Put a job off, twice as long each time, or give it up; returns it as it stands then."""
+        now = datetime.now(UTC)
+        # The exponent is bounded before the power is taken: a job may be tried for days.
+        pause = min(FIRST_PAUSE * 2 ** min(job.tries, 20), LONGEST_PAUSE)
+        update = {"tries": job.tries + 1, "said": said, "due": now + pause}
+        later = job.model_copy(update=update)
+        if now - job.queued > OLDEST:
+            place = self._folder / job.destination / "given-up" / self._file(job).name
+            files.write(place, later.model_dump_json(indent=1).encode())
+            self.sent(job)
+        else:
+            self._write(later)
+        return later
+
+    def _file(self, job: Job) -> Path:
+        return self._folder / job.destination / f"{job.folder.name}.json"
+
+    def _write(self, job: Job) -> None:
+        files.write(self._file(job), job.model_dump_json(indent=1).encode())
+
+
+def _read(file: Path) -> Job:
+    return Job.model_validate_json(file.read_text())

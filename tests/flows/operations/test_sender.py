@@ -1,0 +1,145 @@
+"""Series go out to a real receiver, wait where it is dead, and never wait for another."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from flows import inbox
+from flows.compute.restoration import SeriesOutcome
+from flows.denoise import DenoiseResult
+from flows.operations import outbox as module
+from flows.operations import sender
+from flows.operations.outbox import Outbox
+from flows.operations.receiver import Receiver, listen
+from flows.operations.routing import Rules
+from flows.operations.sender import Destination, SendError, attempt, read_destinations, work
+from flows.settings import ReceiveSettings
+
+
+@pytest.fixture
+def pacs(tmp_path) -> Iterator[Destination]:
+    """A receiver of our own stands for the PACS; what it holds lies in `pacs/received`."""
+    receiver = Receiver(tmp_path / "pacs", Rules(), timedelta(hours=1), print)
+    server = listen(receiver, ReceiveSettings(port=0, ae_title="PACS", callers=["HQINET"]))
+    yield Destination(host="127.0.0.1", port=server.server_address[1], ae_title="PACS")
+    server.shutdown()
+
+
+@pytest.fixture
+def folder(series, tmp_path) -> Path:
+    return series("L001", "Low Dose Images", slices=3).write(tmp_path / "restored")
+
+
+@pytest.fixture
+def outbox(tmp_path) -> Outbox:
+    return Outbox(tmp_path / "home")
+
+
+DEAD = Destination(host="127.0.0.1", port=9, ae_title="DEAD")
+
+
+def test_a_series_is_sent_whole(pacs, folder, outbox, tmp_path):
+    said = attempt(outbox, outbox.put(folder, "pacs"), pacs)
+    assert said == "restored to pacs: 3 images sent"
+    assert outbox.waiting("pacs") == []
+    got = {pydicom.dcmread(f).SOPInstanceUID for f in (tmp_path / "pacs").rglob("*.dcm")}
+    assert got == {pydicom.dcmread(f).SOPInstanceUID for f in folder.iterdir()}
+
+
+def test_what_is_not_taken_waits_longer_each_time_over_restarts_and_is_given_up(
+    folder, outbox, tmp_path
+):
+    job = outbox.put(folder, "dead")
+    assert outbox.put(folder, "dead").queued >= job.queued
+    (job,) = outbox.waiting("dead")
+    pauses = []
+    for _ in range(3):
+        before = datetime.now(UTC)
+        said = attempt(outbox, job, DEAD)
+        assert "not sent" in said
+        assert "DEAD at 127.0.0.1:9 takes no association" in said
+        (job,) = Outbox(tmp_path / "home").waiting("dead")
+        pauses.append(round((job.due - before).total_seconds()))
+    assert pauses == [10, 20, 40]
+    assert outbox.due("dead") == []
+    old = job.model_copy(update={"queued": datetime.now(UTC) - module.OLDEST - FIRST})
+    outbox.failed(old, "still dead")
+    assert outbox.waiting("dead") == []
+    assert [row.said for row in outbox.given_up("dead")] == ["still dead"]
+
+
+FIRST = timedelta(seconds=1)
+
+
+def test_a_dead_destination_does_not_keep_another_waiting(
+    pacs, folder, outbox, tmp_path, monkeypatch
+):
+    def slow(path: Path, to: Destination) -> int:
+        if to is DEAD:
+            time.sleep(30)
+        return really(path, to)
+
+    really = sender.send
+    monkeypatch.setattr(sender, "send", slow)
+    monkeypatch.setattr(sender, "EVERY", 0.1)
+    for name in ("dead", "pacs"):
+        outbox.put(folder, name)
+    stop, said = threading.Event(), []
+    both = {"dead": DEAD, "pacs": pacs}
+    thread = threading.Thread(target=work, args=(outbox, both, said.append, stop), daemon=True)
+    thread.start()
+    until = time.monotonic() + 15
+    while outbox.waiting("pacs") and time.monotonic() < until:
+        time.sleep(0.1)
+    stop.set()
+    thread.join(5)
+    assert outbox.waiting("pacs") == []
+    assert len(outbox.waiting("dead")) == 1
+    assert said == ["restored to pacs: 3 images sent"]
+
+
+def test_a_refusal_and_a_folder_that_is_gone_are_said(pacs, folder, outbox, tmp_path):
+    image = next(folder.iterdir())
+    ours = pydicom.dcmread(image)
+    ours.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "HQINET"]
+    ours.save_as(image)
+    with pytest.raises(SendError, match=r"PACS at 127\.0\.0\.1:\d+ answers 0xc001 to "):
+        sender.send(folder, pacs)
+    with pytest.raises(SendError, match="holds no image"):
+        sender.send(tmp_path / "gone", pacs)
+
+
+def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, outbox, tmp_path):
+    monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HQINET_SEND__RESTORED", '["pacs", "archive"]')
+    rows = [
+        SeriesOutcome(outcome=outcome, source="", description="", folder=str(tmp_path / outcome))
+        for outcome in ("restored", "refused")
+    ]
+    inbox.queue_for_sending(DenoiseResult(destination="", series=rows))
+    for name in ("pacs", "archive"):
+        assert [job.folder.name for job in outbox.waiting(name)] == ["restored"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[pacs]\nhost = "x"\nae_title = "PACS"', r"pacs\.port: Field required"),
+        ('[pacs]\nhost = "x"\nport = 104\nae_title = "PACS"\ntsl = true', r"pacs\.tsl: Extra"),
+        ("[pacs", "destinations .*destinations.toml: "),
+    ],
+)
+def test_a_mistake_in_the_destinations_is_one_line_that_names_it(tmp_path, text, says):
+    (tmp_path / "destinations.toml").write_text(text)
+    with pytest.raises(SendError, match=says):
+        read_destinations(tmp_path / "destinations.toml")
+
+
+def test_a_destination_that_is_not_there_is_named():
+    with pytest.raises(SendError, match="there is no destination 'pcas', only pacs"):
+        sender.known({"pacs": DEAD}, "pcas")
