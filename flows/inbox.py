@@ -90,10 +90,13 @@ def denoise_inbox(
 
 
 def queue_for_sending(result: DenoiseResult) -> None:
-    """Put what was restored into the outbox; a sender takes it from there, however long it takes."""
+    """Put what was restored into the outbox, from where the sender takes it.
+
+    What was restored before is put there, too: the run that did it may have died before this.
+    """
     outbox = Outbox(Settings().home.absolute())
     for row in result.series:
-        if row.outcome == "restored":
+        if row.outcome in {"restored", "done before"}:
             for name in Settings().send.restored:
                 outbox.put(Path(row.folder), name)
 

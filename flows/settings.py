@@ -8,7 +8,6 @@ parameter, so that Prefect's page shows it as a filled form.
 import os
 import re
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
@@ -170,8 +169,8 @@ class ReceiveSettings(Section):
         [], description="AE titles of those who may send; none: anybody, on loopback only."
     )
     rules: Path | None = Field(None, description="TOML file: which series goes where.")
-    quiet: timedelta = Field(
-        timedelta(seconds=30), description="Without an image after which a study is complete."
+    quiet: float = Field(
+        30, ge=0, description="Seconds without an image after which a study is complete."
     )
 
 

@@ -31,6 +31,10 @@ def up(
 
     enter(home)
     home = home.expanduser().absolute()
+    from flows.settings import Settings
+
+    # A mistake in a variable is better said here than in a log.
+    Settings()
     if as_unit:
         made = {"unit": str(systemd.write_unit(home))}
         output.answer(made, _print_unit, as_json=as_json)

@@ -17,6 +17,8 @@ from flows import stores
 from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import services
+from flows.operations.outbox import Outbox
+from flows.operations.sender import read_destinations
 from flows.settings import Settings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
@@ -59,6 +61,7 @@ def examine(home: Path) -> list[Check]:
         "workers": workers,
         "services": running,
         "operator": operator,
+        "outbox": outbox,
     }
     return [_checked(name, check, home) for name, check in checks.items()]
 
@@ -232,6 +235,22 @@ def running(home: Path) -> Check:
         found=f"up, Prefect {theirs}" + ("" if theirs == ours else f", here {ours}"),
         advice="" if theirs == ours else "`hqinet down` and `hqinet up`",
     )
+
+
+def outbox(home: Path) -> Check:
+    """Nothing that was to be sent was given up, and every destination of it is known."""
+    destinations = read_destinations(Settings().send.destinations)
+    box = Outbox(home)
+    lost = [name for name in Settings().send.restored if name not in destinations]
+    given_up = {name: len(jobs) for name in destinations if (jobs := box.given_up(name))}
+    if lost or given_up:
+        found = [f"no destination {name!r}" for name in lost]
+        found += [f"{number} series for {name} given up" for name, number in given_up.items()]
+        advice = "see HQINET_SEND__DESTINATIONS, and send what was given up: `hqinet send FOLDER`"
+        return Check(name="outbox", outcome="failure", found=", ".join(found), advice=advice)
+    waiting = {name: len(box.waiting(name)) for name in destinations}
+    found = ", ".join(f"{number} for {name}" for name, number in waiting.items())
+    return Check(name="outbox", found=found or "no destinations")
 
 
 def operator(home: Path) -> Check:

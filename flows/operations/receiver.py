@@ -8,7 +8,6 @@ import errno
 import re
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from threading import Event as Flag
@@ -45,10 +44,12 @@ class ReceiverError(FlowError):
 class Receiver:
     """Takes images in, and passes complete studies on."""
 
-    def __init__(
-        self, home: Path, rules: Rules, quiet: timedelta, say: Callable[[str], None]
-    ) -> None:
-        """`say` gets a line for each study and each image that is not taken."""
+    def __init__(self, home: Path, rules: Rules, quiet: float, say: Callable[[str], None]) -> None:
+        """Take images for a home.
+
+        quiet: seconds without an image after which a study is complete. say: is given a line for
+        each study, and for each image that is not taken.
+        """
         self._home, self._rules, self._quiet, self._say = home, rules, quiet, say
         self._received = home / "received"
         # No folder is taken away under an image that is being written.
@@ -93,7 +94,7 @@ class Receiver:
         placed = []
         for study in sorted(self._received.iterdir()):
             arrival = look_at(study)
-            if not arrival.is_empty and arrival.age >= self._quiet.total_seconds():
+            if not arrival.is_empty and arrival.age >= self._quiet:
                 with self._moving:
                     placed += [self._route(series) for series in sorted(study.iterdir())]
                     shutil.rmtree(study)

@@ -18,6 +18,7 @@ from typing import IO
 
 import psutil
 
+from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import processes
 from flows.operations.services import (
@@ -326,7 +327,7 @@ def main() -> None:
             settings = Settings()
             others = [*workers(), *dicom(home, settings)]
             Supervisor(home, servers(home, settings), others).run()
-    except ServicesError as error:
+    except FlowError as error:
         say(str(error))
         sys.exit(1)
 

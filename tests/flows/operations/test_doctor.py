@@ -49,6 +49,7 @@ def test_a_damaged_volume_is_named(found, home, tiny_cohort):
         ("DO_NOT_TRACK", "0", "telemetry", "DO_NOT_TRACK=0"),
         ("HQINET_CLUSTER__WHERE", "tcp://127.0.0.1:9", "workers", "no Dask scheduler answers"),
         ("HQINET_TRAIN__DEVICE", "cuda", "device", "cuda"),
+        ("HQINET_SEND__RESTORED", '["pacs"]', "outbox", "no destination 'pacs'"),
         ("HQINET_NONSENSE", "1", "dataset", "HQINET_NONSENSE is no setting"),
     ],
 )

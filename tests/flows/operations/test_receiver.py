@@ -3,7 +3,6 @@
 import errno
 import subprocess
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pydicom
@@ -43,7 +42,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def receiver(tmp_path, rules, said) -> Receiver:
-    return Receiver(tmp_path / "home", rules, timedelta(0), said.append)
+    return Receiver(tmp_path / "home", rules, 0, said.append)
 
 
 @pytest.fixture
@@ -99,10 +98,10 @@ def test_a_study_that_still_comes_waits_and_late_images_open_it_again(
 ):
     folder = series("L001", "Low Dose Images", slices=3).write(tmp_path / "study")
     first, *late = sorted(folder.iterdir())
-    receiver._quiet = timedelta(hours=1)
+    receiver._quiet = 3600
     store(port, first)
     assert receiver.pass_on() == []
-    receiver._quiet = timedelta(0)
+    receiver._quiet = 0
     (place,) = receiver.pass_on()
     store(port, *late)
     assert receiver.pass_on() == [place]

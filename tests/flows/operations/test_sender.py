@@ -24,7 +24,7 @@ from flows.settings import ReceiveSettings
 @pytest.fixture
 def pacs(tmp_path) -> Iterator[Destination]:
     """A receiver of our own stands for the PACS; what it holds lies in `pacs/received`."""
-    receiver = Receiver(tmp_path / "pacs", Rules(), timedelta(hours=1), print)
+    receiver = Receiver(tmp_path / "pacs", Rules(), 3600, print)
     server = listen(receiver, ReceiveSettings(port=0, ae_title="PACS", callers=["HQINET"]))
     yield Destination(host="127.0.0.1", port=server.server_address[1], ae_title="PACS")
     server.shutdown()
