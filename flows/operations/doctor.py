@@ -9,14 +9,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-import httpx
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 
 from flows import stores
 from flows.errors import FlowError
+from flows.operations import api, services
 from flows.operations import home as homes
-from flows.operations import services
 from flows.operations.outbox import Outbox
 from flows.operations.sender import read_destinations
 from flows.settings import Settings
@@ -227,7 +226,8 @@ def running(home: Path) -> Check:
     if missing:
         advice = f"see {home / 'logs'}: the supervisor starts them again"
         return Check(name="services", outcome="failure", found=f"down: {missing}", advice=advice)
-    theirs = httpx.get(f"{known.prefect}/admin/version", timeout=TIMEOUT).json()
+    with api.client(known.prefect, TIMEOUT) as client:
+        theirs = client.get("/admin/version").raise_for_status().json()
     ours = version("prefect")
     return Check(
         name="services",
@@ -261,8 +261,8 @@ def operator(home: Path) -> Check:
     known = services.read(home)
     if known is None or not known.is_up:
         return Check(name="operator", outcome="note", found="services are down", advice="")
-    answer = httpx.post(f"{known.prefect}/automations/filter", json={}, timeout=TIMEOUT)
-    rows = answer.raise_for_status().json()
+    with api.client(known.prefect, TIMEOUT) as client:
+        rows = client.post("/automations/filter", json={}).raise_for_status().json()
     told = sum(row["name"].startswith("hqinet: tell") for row in rows)
     return Check(
         name="operator",

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from flows.operations import api
 from flows.operations.services import POOLS
 
 TIMEOUT = 10
@@ -18,7 +19,7 @@ def look(prefect: str) -> list[dict[str, Any]]:
     prefect: URL of the API. Where it does not answer, nothing is known: no rows.
     """
     try:
-        with httpx.Client(base_url=prefect, timeout=TIMEOUT) as client:
+        with api.client(prefect, TIMEOUT) as client:
             return [_row(client, pool) for pool in POOLS]
     except httpx.HTTPError:
         return []

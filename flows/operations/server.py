@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from flows.errors import FlowError
-from flows.operations import services
+from flows.operations import api, services
 from flows.operations.processes import find, identity
 from storage.stores.servers import answers
 
@@ -32,6 +32,8 @@ def use_running(home: Path) -> None:
     running = services.read(home)
     if running is not None and running.is_up:
         os.environ.setdefault("PREFECT_API_URL", running.prefect)
+        if api.SERVERS in os.environ:
+            os.environ.setdefault(api.CLIENTS, os.environ[api.SERVERS])
 
 
 @contextmanager

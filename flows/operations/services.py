@@ -14,8 +14,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from flows.errors import FlowError
+from flows.operations import api, processes
 from flows.operations import home as homes
-from flows.operations import processes
 from storage.stores import files
 
 LOOPBACK = "127.0.0.1"
@@ -140,6 +140,8 @@ def environment(home: Path, prefect: str) -> dict[str, str]:
     """The environment of every service: the shell's, the home's, and how runs are watched."""
     # What a command keeps off its terminal belongs into the log of a service.
     hidden = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+    # The server's password is that of its clients.
+    password = os.environ.get(api.SERVERS)
     return {
         **{name: value for name, value in os.environ.items() if name != hidden},
         **homes.environment(home),
@@ -153,6 +155,7 @@ def environment(home: Path, prefect: str) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "5"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONUNBUFFERED": "1",
+        **({api.CLIENTS: password} if password else {}),
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from flows.operations import api
 from flows.settings import Settings
 
 TAG = "hqinet"
@@ -28,7 +29,6 @@ UNBEGUN = timedelta(minutes=5)
 REMEMBERED = timedelta(days=7)
 """How long a run may lie crashed before `hqinet up` starts it again: a weekend, and some more."""
 EVERY = 5.0
-TIMEOUT = 30
 
 
 class Watch:
@@ -138,7 +138,7 @@ def _time(text: str) -> datetime:
 def main() -> None:
     """Watch the server of PREFECT_API_URL until told to stop."""
     lost_after = timedelta(seconds=Settings().services.lost_after)
-    with httpx.Client(base_url=os.environ["PREFECT_API_URL"], timeout=TIMEOUT) as client:
+    with api.client(os.environ["PREFECT_API_URL"]) as client:
         watch = Watch(client, lost_after)
         while True:
             try:

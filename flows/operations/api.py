@@ -1,0 +1,15 @@
+"""The HTTP API of Prefect, for what must not import it; with its password, if there is one."""
+
+import os
+
+import httpx
+
+SERVERS = "PREFECT_SERVER_API_AUTH_STRING"
+CLIENTS = "PREFECT_API_AUTH_STRING"
+TIMEOUT = 30
+
+
+def client(url: str, timeout: float = TIMEOUT) -> httpx.Client:
+    """A client of the API at `url`; user and password as Prefect's own clients have them."""
+    user, _, password = os.environ.get(CLIENTS, os.environ.get(SERVERS, "")).partition(":")
+    return httpx.Client(base_url=url, timeout=timeout, auth=(user, password) if password else None)
