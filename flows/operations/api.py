@@ -13,3 +13,9 @@ def client(url: str, timeout: float = TIMEOUT) -> httpx.Client:
     """A client of the API at `url`; user and password as Prefect's own clients have them."""
     user, _, password = os.environ.get(CLIENTS, os.environ.get(SERVERS, "")).partition(":")
     return httpx.Client(base_url=url, timeout=timeout, auth=(user, password) if password else None)
+
+
+def is_let_in(url: str) -> bool:
+    """Whether the server at `url` takes the password that stands in the environment, if any."""
+    with client(url) as asked:
+        return asked.get("/admin/version").status_code != httpx.codes.UNAUTHORIZED

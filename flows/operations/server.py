@@ -41,7 +41,7 @@ def server() -> Iterator[None]:
     """Flows run in here: the named server answers, or the command's own is started.
 
     Raises:
-        ServerError: nothing answers at the address that was given.
+        ServerError: nothing answers at the address that was given, or it wants another password.
     """
     # Takes seconds to import, and reads the environment then.
     from prefect.settings import (  # noqa: PLC0415
@@ -55,6 +55,11 @@ def server() -> Iterator[None]:
             raise ServerError(
                 f"no Prefect server answers at {url}: start it, or unset PREFECT_API_URL; `hqinet "
                 "status` shows the services of the home"
+            )
+        if not api.is_let_in(url):
+            raise ServerError(
+                f"Prefect's server at {url} refuses the password: set {api.CLIENTS}=user:password, "
+                "as it was started with"
             )
         yield
         return
