@@ -21,6 +21,8 @@ def environment(home: Path) -> dict[str, str]:
         # What training says of its feed, precision and resuming stands with the run on its page.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "hqinet",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        # The least that Prefect takes, for whatever runs here: silence of a run is its death.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

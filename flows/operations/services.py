@@ -146,8 +146,6 @@ def environment(home: Path, prefect: str) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if name != hidden},
         **homes.environment(home),
         "PREFECT_API_URL": prefect,
-        # The least that Prefect takes. A run whose heartbeat stops is called crashed.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # A cancelled run of a machine that is gone gives its slot back after this.
         "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "120",
         # Planning a hundred runs of each schedule ahead keeps SQLite busy, and serves nobody.
