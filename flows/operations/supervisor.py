@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
@@ -120,7 +121,7 @@ class Child:
 
 def say(line: str) -> None:
     """A line of the supervisor's own log."""
-    print(line, flush=True)  # noqa: T201 - its output is its log
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}", flush=True)  # noqa: T201 - its log
 
 
 def open_log(file: Path) -> IO[bytes]:
