@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 
-from hqinet.restoration.starter import RECIPE, Lineage
+from hqinet.restoration.starter import Lineage
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
 from storage.models.registry import ModelVersion
@@ -29,13 +29,13 @@ def tags(snapshot: Snapshot, recipe: str) -> dict[str, str]:
     return made
 
 
-def started_from(before: Lineage, snapshot: Snapshot) -> dict[str, str]:
+def started_from(start: str, before: Lineage, snapshot: Snapshot) -> dict[str, str]:
     """The tags of whom a version has seen that went on from another model's weights."""
     seen = {
         PATIENTS: (before.training_patients, snapshot.patients("train")),
         CHOSEN_ON: (before.validation_patients, snapshot.patients("validation")),
     }
-    made = {"started_from": RECIPE}
+    made = {"started_from": start}
     for name, (theirs, ours) in seen.items():
         made |= patient_tags(name, sorted({*theirs, *(row.patient for row in ours)}))
     return made

@@ -11,10 +11,10 @@ from hqinet.networks.hqinet import build
 from hqinet.restoration.export import deployable, example_windows
 from hqinet.restoration.starter import (
     RECIPE,
+    exported_weights,
     required_starter,
     starter_envelope,
     starter_lineage,
-    starter_weights,
 )
 from hqinet.training.recipe import load_recipe
 from storage.models.registry import DatasetInputs
@@ -37,7 +37,7 @@ def add_starter() -> AddedModel:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     recipe = load_recipe(RECIPE)
     network = build(recipe.model, recipe.seed)
-    network.load_state_dict(starter_weights(file))
+    network.load_state_dict(exported_weights(file))
     seen = starter_lineage()
     tags = {
         "commit": f"shipped-{digest[:12]}",

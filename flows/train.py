@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger, runtime, task
@@ -24,13 +23,13 @@ from pydantic import BaseModel
 
 from flows import events, lineage, stores
 from flows.compute import training_job
+from flows.compute.beginnings import seen_by
 from flows.compute.envelopes import ENVELOPE, write_envelope
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
 from flows.errors import FlowError
 from flows.settings import Settings, TrainSettings
 from hqinet.restoration.export import deployable, example_windows
-from hqinet.restoration.starter import starter_lineage
 from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.loop import BEST, CHECKPOINT
@@ -81,7 +80,7 @@ def train(
     commit: int | None = None,
     resume: str | None = None,
     overrides: list[str] = NO_OVERRIDES,
-    start: Literal["starter"] | None = None,
+    start: str | None = None,
     settings: TrainSettings = DEFAULTS,
 ) -> TrainResult:
     """Train a recipe on the training patients of a commit and register the result.
@@ -91,7 +90,7 @@ def train(
         commit: Of the dataset; the latest if empty.
         resume: MLflow run to take up from its checkpoint, with its own recipe and commit.
         overrides: Lines of TOML on top of the recipe, as `model.width = 0.25`.
-        start: `starter` begins with the weights that ship with the package.
+        start: Begins with the weights of `starter`, which ships with the package, or of a version.
         settings: How the machine is used.
     """
     resume = resume or begun_before()
@@ -131,7 +130,7 @@ def open_run(
     recipe: str,
     overrides: list[str],
     commit: int | None,
-    start: Literal["starter"] | None,
+    start: str | None,
     settings: TrainSettings,
 ) -> Job:
     """Pin the commit, open the MLflow run and write its `run.json`."""
@@ -313,7 +312,7 @@ def register(job: Job) -> TrainResult:
     _, planned = job.recipe.steps(sum(row.slices for row in snapshot.patients("train")))
     tags = lineage.tags(snapshot, job.recipe.name)
     if job.start:
-        tags |= lineage.started_from(starter_lineage(), snapshot)
+        tags |= lineage.started_from(job.start, seen_by(job.start), snapshot)
     registry.log_file(job.run, write_envelope(job.folder / ENVELOPE, snapshot))
     version = registry.register(
         job.run, deployable(network, job.recipe.model), example_windows().numpy(), tags

@@ -8,7 +8,7 @@ the usual ones, and a home and a server take seconds.
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -74,13 +74,13 @@ def ingest(
 
 def train(
     recipe: Annotated[
-        str | None, typer.Option(help=f"{RECIPES}; default: fast, or what --from names.")
+        str | None, typer.Option(help=f"{RECIPES}; default: fast, or starter with --from starter.")
     ] = None,
     commit: Commit = None,
     resume: Annotated[str | None, typer.Option(help="MLflow run to take up again.")] = None,
     start: Annotated[
-        Literal["starter"] | None,
-        typer.Option("--from", help="Begin with the weights that ship with hqinet."),
+        str | None,
+        typer.Option("--from", help="Begin with the weights of starter, or of a version."),
     ] = None,
     overrides: Overrides = None,
     home: Home = homes.DEFAULT,
@@ -90,7 +90,8 @@ def train(
     if resume and (recipe or overrides or start or commit is not None):
         raise typer.BadParameter("--resume goes on with the run's own recipe and commit")
     if not resume:
-        recipe = recipe or start or os.environ.get("HQINET_RECIPE", "fast")
+        usual = "starter" if start == "starter" else os.environ.get("HQINET_RECIPE", "fast")
+        recipe = recipe or usual
         recipe = readable_recipe(recipe, overrides)
     require(home)
     enter(home)

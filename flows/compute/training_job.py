@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import numpy as np
@@ -17,13 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from flows import stores
+from flows.compute.beginnings import weights_of
 from flows.compute.observations import Observations
 from flows.compute.pairs import pairs_of
 from flows.compute.progress import Display
 from flows.settings import Settings
 from hqinet.devices import DeviceError, pick_device
 from hqinet.report.pictures import panel, save_curves
-from hqinet.restoration.starter import required_starter, starter_weights
 from hqinet.training import loop as training
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.recipe import Recipe
@@ -49,7 +49,7 @@ class Job(BaseModel):
     commit: int
     recipe: Recipe
     device: str
-    start: Literal["starter"] | None = None
+    start: str | None = None
     """What the weights are at first; None: what the recipe's seed draws."""
     flow_run: str = ""
     """Prefect's flow run that began it: its next attempt goes on with it."""
@@ -137,7 +137,7 @@ def run(job: Job, progress: Progress) -> None:
             folder=job.folder,
             device=job.device,
             observer=observer,
-            start=starter_weights(required_starter()) if job.start else None,
+            start=weights_of(job.start) if job.start else None,
         )
         if observations:
             save_curves(trained.history, job.folder / "curves.png")

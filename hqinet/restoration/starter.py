@@ -51,11 +51,14 @@ def starter_lineage() -> Lineage:
     return Lineage.model_validate_json(_FOLDER.joinpath("lineage.json").read_text("utf-8"))
 
 
-def starter_weights(file: Path) -> dict[str, Tensor]:
-    """The weights of its network, as `load_state_dict` takes them."""
+def exported_weights(file: Path) -> dict[str, Tensor]:
+    """The weights of the network in a pt2 archive, as `load_state_dict` takes them.
+
+    A network with batch norm was exported with its norms folded, and takes none of them.
+    """
     state = torch.export.load(file).state_dict
     own = "network."
-    return {name.removeprefix(own): x for name, x in state.items() if name.startswith(own)}
+    return {name.removeprefix(own): x.detach() for name, x in state.items() if name.startswith(own)}
 
 
 def starter_card() -> str:

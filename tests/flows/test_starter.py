@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flows import stores
+from flows.compute.beginnings import seen_by, weights_of
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.starter import add_starter
@@ -60,6 +61,10 @@ def test_a_training_that_begins_with_it_names_its_patients_too(cohort, tmp_path)
     with torch.inference_mode():
         shipped = load_exported(starter_file())(windows)
         torch.testing.assert_close(model(windows), shipped, atol=0.1, rtol=0)
+    assert seen_by(str(trained.model)).training_patients == sorted(seen)
+    mine, shipped = weights_of(str(trained.model)), weights_of("starter")
+    assert mine.keys() == shipped.keys()
+    assert mine["stem.conv.weight"] == pytest.approx(shipped["stem.conv.weight"], abs=1e-4)
 
 
 def test_another_network_cannot_begin_with_its_weights(cohort):

@@ -12,10 +12,10 @@ from scipy.ndimage import gaussian_filter
 from hqinet.networks.hqinet import build
 from hqinet.restoration.export import load_exported
 from hqinet.restoration.starter import (
+    exported_weights,
     starter_envelope,
     starter_file,
     starter_lineage,
-    starter_weights,
 )
 from hqinet.training.recipe import load_recipe
 
@@ -70,6 +70,6 @@ def test_what_it_was_trained_on_is_stated() -> None:
 def test_its_weights_are_those_of_the_network_of_its_recipe() -> None:
     recipe = load_recipe("starter")
     network = build(recipe.model, 0)
-    network.load_state_dict(starter_weights(starter_file()))
+    network.load_state_dict(exported_weights(starter_file()))
     assert len(starter_lineage().training_patients) == starter_envelope().patients
     assert not set(starter_lineage().training_patients) & set(starter_lineage().validation_patients)
