@@ -69,7 +69,7 @@ def main() -> None:
         source = make_series(folder / "source")
         program = folder / "smoother.pt2"
         save_exported(Smoother().eval(), program)
-        models.starter_file = lambda: program
+        models.required_starter = lambda: program
         start = time.monotonic()
         wait(start_denoise(source, folder / "undisturbed"))
         length = time.monotonic() - start

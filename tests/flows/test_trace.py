@@ -39,7 +39,7 @@ def starter(tmp_path_factory) -> Iterator[None]:
     file = tmp_path_factory.mktemp("starter") / "starter.pt2"
     save_exported(Smoother().eval(), file)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "starter_file", lambda: file)
+        patch.setattr(models, "required_starter", lambda: file)
         yield
 
 
