@@ -19,6 +19,8 @@ from flows.operations import deployment, processes
 from flows.operations.automations import AutomationError, require_narrow
 from flows.operations.services import POOLS, read
 
+# A chain of seven runs, each of which imports torch: minutes on a machine that is busy.
+pytestmark = pytest.mark.timeout(900)
 FILE = yaml.safe_load(deployment.FILE.read_text())
 
 
