@@ -5,6 +5,7 @@ magnitude scaled to HU^2 mm^2 and averaged over regions, then over rings of equa
 Report 87).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,21 @@ def mean_frequency(noise: NoisePower) -> float:
     frequency, power = np.array(noise.frequency), np.array(noise.power)
     weight = frequency * power
     return float((frequency * weight).sum() / weight.sum()) if weight.sum() > 0 else np.nan
+
+
+def frequency_of(
+    residuals: Iterable[tuple[Tensor, Tensor]],
+    matrix: tuple[int, int],
+    spacing: tuple[float, float],
+) -> float:
+    """Return the mean frequency over residuals, each with its body; NaN where no region fits in.
+
+    As `NoisePowerMeter` takes them, some slices at a time; `matrix` and `spacing` as there.
+    """
+    meter = NoisePowerMeter(matrix, spacing)
+    for residual, body in residuals:
+        meter.add(residual, body)
+    return mean_frequency(meter.result())
 
 
 def peak_frequency(noise: NoisePower) -> float:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hqinet.intensity import AIR_HU
 from hqinet.noise import noise_level
-from hqinet.quality.noise_spectrum import NoisePowerMeter, mean_frequency
+from hqinet.quality.noise_spectrum import frequency_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
 from hqinet.samples.pairs import HuVolume
 
@@ -114,13 +114,12 @@ def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0))
     Of the differences of neighbouring slices inside the body, in which most anatomy cancels; what
     remains of it makes the figure smaller. NaN for one slice, and where no region fits in.
     """
-    slices, *matrix = map(int, volume.shape)
-    meter = NoisePowerMeter((matrix[0], matrix[1]), spacing)
-    chosen = np.unique(np.linspace(0, max(slices - 2, 0), JUDGED_SLICES).astype(int))
-    for z in chosen.tolist() if slices > 1 else ():
-        one, other = torch.from_numpy(np.array(volume[z : z + 2])).float().split(1)
-        meter.add(other - one, find_body(one))
-    return mean_frequency(meter.result())
+    slices, rows, columns = map(int, volume.shape)
+    last = slices - 2
+    chosen = np.unique(np.linspace(0, last, JUDGED_SLICES).astype(int)) if last >= 0 else []
+    pairs = (torch.from_numpy(np.array(volume[z : z + 2])).float().split(1) for z in chosen)
+    changes = ((other - one, find_body(one)) for one, other in pairs)
+    return frequency_of(changes, (rows, columns), spacing)
 
 
 def highest_hu(volume: HuVolume) -> float:
@@ -133,10 +132,8 @@ def highest_hu(volume: HuVolume) -> float:
 
 
 def _frequency(low: HuVolume, restored: HuVolume, chosen: list[int]) -> float:
-    meter = NoisePowerMeter((int(low.shape[1]), int(low.shape[2])), (1.0, 1.0))
-    for before, after in _pairs(low, restored, chosen):
-        meter.add(before - after, find_body(before))
-    return mean_frequency(meter.result())
+    removed = ((a - b, find_body(a)) for a, b in _pairs(low, restored, chosen))
+    return frequency_of(removed, (int(low.shape[1]), int(low.shape[2])), (1.0, 1.0))
 
 
 def _pairs(low: HuVolume, restored: HuVolume, chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hqinet.quality.ceiling import share_of_ceiling
 from hqinet.quality.detectability import laguerre_gauss, lesion
 from hqinet.quality.edge_response import CONTRASTS, edge_profiles, relative_sharpness
-from hqinet.quality.noise_spectrum import NoisePowerMeter, mean_frequency
+from hqinet.quality.noise_spectrum import frequency_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, gradient, window, window_of
 from hqinet.quality.visual_fidelity import SMALLEST, visual_fidelity
 from hqinet.restoration.restore import HUModel, InferenceError, read_windows
@@ -147,12 +147,13 @@ def _slices(volume: HuVolume, numbers: Sequence[int]) -> Tensor:
 
 
 def _frequency(volume: HuVolume, chosen: _Chosen, spacing: tuple[float, float]) -> float:
-    meter = NoisePowerMeter(tuple(chosen.body.shape[1:]), spacing)
-    slices = int(volume.shape[0])
-    for body, z in zip(chosen.body, chosen.numbers, strict=True):
-        if z + 1 < slices:
-            meter.add(_slices(volume, [z, z + 1]).diff(dim=0), body[None])
-    return mean_frequency(meter.result())
+    slices, rows, columns = map(int, volume.shape)
+    changes = (
+        (_slices(volume, [z, z + 1]).diff(dim=0), body[None])
+        for body, z in zip(chosen.body, chosen.numbers, strict=True)
+        if z + 1 < slices
+    )
+    return frequency_of(changes, (rows, columns), spacing)
 
 
 def _profiles(chosen: _Chosen, kind: str) -> tuple[Array, Array] | None:

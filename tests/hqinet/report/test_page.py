@@ -342,8 +342,7 @@ def test_a_simulated_dose_is_said_at_the_head_and_of_each_figure(page, folder, e
     head = page.inner_text("section.synthetic")
     for words in ("Simulated dose.", "1 of 3 patients", "0.25 of the full dose, seed 0"):
         assert words in head
-    text = page.inner_text("main")
-    assert text.count("low dose (1 of 3 patients: simulated dose)") == 5
+    assert page.inner_text("main").count("low dose (1 of 3 patients: simulated dose)") == 5
     captions = page.locator("#sheet figcaption").all_inner_texts()
     assert ["simulated low dose" in caption for caption in captions] == [False, True, False]
     page.select_option("#patient", "1")
