@@ -37,8 +37,9 @@ class Display:
         )
         self._task = self._bar.add_task("training", total=1, numbers="")
         self._artifact = artifact
-        self._started = self._updated = monotonic()
-        self._announced, self._first = False, 0
+        self._updated = monotonic()
+        self._first: tuple[int, float] | None = None
+        self._announced = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -50,21 +51,21 @@ class Display:
     def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         """Take note of a step."""
         numbers = f"loss {metrics['loss']:.4g}  {metrics['samples_per_second']:.0f} samples/s"
-        self._first = self._first or step
         self._bar.update(self._task, completed=step, total=steps, numbers=numbers)
         now = monotonic()
-        if not self._announced and now - self._started > SECONDS_TO_JUDGE_PACE:
+        first, started = self._first = self._first or (step, now)
+        if not self._announced and now - started > SECONDS_TO_JUDGE_PACE:
             self._announced = True
-            self._announce(step - self._first, steps - step, now - self._started)
+            self._announce((now - started) / (step - first), steps - step)
         if step >= steps or now - self._updated > SECONDS_BETWEEN_UPDATES:
             # Observation never ends a training; the next one may do.
             with suppress(Exception):
                 update_progress_artifact(artifact_id=self._artifact, progress=100 * step / steps)
             self._updated = now
 
-    def _announce(self, done: int, left: int, seconds: float) -> None:
+    def _announce(self, seconds_a_step: float, left: int) -> None:
         """Say it where training will take long: better known now than tomorrow."""
-        hours = seconds / max(done, 1) * left / 3600
+        hours = seconds_a_step * left / 3600
         if hours >= LONG_HOURS:
             announce(
                 f"training: {left} more steps take about {hours:.1f} hours at this pace; "

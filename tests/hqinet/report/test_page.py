@@ -144,6 +144,11 @@ def test_tables_agree_with_one_another(folder, evaluation):
     assert summary["verdict"]["passed"] is evaluation.verdict.passed
 
 
+def test_the_papers_figures_stand_beside_ours_with_a_warning(folder):
+    page = (folder / "report.html").read_text()
+    assert page.index("for orientation, not for comparison") < page.index("25.81")
+
+
 def test_a_summary_is_read_again_as_it_was_written(folder, evaluation):
     text = (folder / "summary.json").read_text()
     summary = load_summary(text)
