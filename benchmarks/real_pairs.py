@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from hqinet.physics.dose_simulation import FullDose
+from hqinet.physics.scanner import FullDose
 
 CHEST_DOSE, OTHER_DOSE = 0.10, 0.25
 

@@ -20,8 +20,9 @@ from skimage.transform import radon
 
 from hqinet.noise import noise_level
 from hqinet.physics import phantoms
-from hqinet.physics.dose_simulation import Detector, FullDose, simulate_dose
+from hqinet.physics.dose_simulation import simulate_dose
 from hqinet.physics.projection import ParallelBeam, back_project, project, ramp
+from hqinet.physics.scanner import Detector, FullDose
 from hqinet.quality.noise_spectrum import (
     NoisePower,
     NoisePowerMeter,

@@ -20,12 +20,14 @@ from flows.compute.workers import Workers
 from flows.settings import ClusterSettings, IngestSettings, Settings
 from flows.states import REFUSED, ended
 from storage.dataset.rows import Accepted, Refused
+from storage.errors import SourceError
 from storage.ingest import conversion, delivery, outcome, planning, pseudonyms
-from storage.ingest.cohort import CohortRules, SimulationRules, read_cohort_file
+from storage.ingest.cohort import CohortRules, read_cohort_file
 from storage.ingest.delivery import Delivery, Simulator
 from storage.ingest.inventory import Inventory, take_inventory
 from storage.ingest.outcome import Outcome
 from storage.ingest.planning import Plan
+from storage.ingest.simulation import SimulationRules, read_detector_file
 
 DEFAULTS = Settings()
 Item = TypeVar("Item")
@@ -102,14 +104,29 @@ def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) ->
 
 def _rules(settings: IngestSettings) -> CohortRules:
     rules = read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
-    if settings.simulate_dose is not None:
-        simulate = SimulationRules(dose=settings.simulate_dose)
-        rules = rules.model_copy(update={"simulate": simulate})
-    if rules.simulate is None:
+    simulate = _simulation(settings, rules.simulate)
+    if simulate is None:
         return rules
     from flows.compute.dose_simulation import with_version  # noqa: PLC0415 - as `_simulator`
 
-    return with_version(rules)
+    return rules.model_copy(update={"simulate": with_version(simulate)})
+
+
+def _simulation(settings: IngestSettings, rules: SimulationRules | None) -> SimulationRules | None:
+    """The cohort file's rules, with what the settings say instead."""
+    if settings.simulate_dose is not None:
+        rules = SimulationRules(dose=settings.simulate_dose)
+    update: dict[str, object] = {}
+    if settings.realisations is not None:
+        update["realisations"] = settings.realisations
+    if settings.detector is not None:
+        update["detector"] = read_detector_file(settings.detector)
+    if rules is None and update:
+        raise SourceError(
+            f"{' and '.join(update)}: no dose is to be simulated: give --simulate-dose, or a "
+            "cohort file with [simulate]"
+        )
+    return rules and rules.model_copy(update=update)
 
 
 def _simulator(rules: CohortRules) -> Simulator | None:

@@ -55,6 +55,12 @@ class IngestSettings(Section):
         description="Fraction of the full dose at which series without a low-dose partner get a "
         "simulated one.",
     )
+    realisations: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="Simulated low doses of a series, which differ in their noise."
+    )
+    detector: Path | None = Field(
+        None, description="Detector file (TOML) that doses are simulated with."
+    )
     limits: Limits = Field(
         Limits(), description="How exact geometry must be, and how little is too little."
     )

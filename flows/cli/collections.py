@@ -1,5 +1,6 @@
 """The verb that downloads a public collection."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import Json
+from flows.errors import FlowError
 
 if TYPE_CHECKING:
     from storage.collections.idc import Selection
@@ -35,6 +37,8 @@ def fetch(
 
     chosen = idc.select(collection, patients=split_names(patients), anatomy=anatomy, limit=limit)
     if chosen.size > ASK_FROM and not yes:
+        if not sys.stdin.isatty():
+            raise FlowError(f"{describe(chosen)}: nobody can be asked here: say --yes, or --limit")
         typer.confirm(f"{describe(chosen)} to {destination}?", abort=True, err=True)
     with bar(chosen) as progress:
         fetched = idc.fetch(chosen, destination, endpoint=endpoint, progress=progress)

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from flows.cli import (
+    calibrate,
     collections,
     dataset,
     denoise,
@@ -42,6 +43,7 @@ for verb in (
     pipeline.promote,
     pipeline.pipeline,
     pipeline.demo,
+    calibrate.calibrate,
     denoise.denoise,
     trace.explain,
     trace.replay,

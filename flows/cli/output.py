@@ -70,6 +70,16 @@ def print_ingest(result: dict[str, Any]) -> None:
     )
 
 
+def print_calibration(result: dict[str, Any]) -> None:
+    """What a scanner was found to be."""
+    print_line(
+        f"{result['photons']:.3g} photons a ray, electronic noise {result['electronic']:.3g} "
+        f"photons squared, kernels: {', '.join(result['kernels']) or 'none has a name'}; "
+        f"the fit is off by {result['misfit']:.0%} of the variance"
+    )
+    print_line(f"detector file: {result['file']}")
+
+
 def print_training(result: dict[str, Any]) -> None:
     """The run and version of a training."""
     print_line(f"model version {result['model']}: run {result['run']}, commit {result['commit']}")

@@ -42,6 +42,14 @@ SimulateDose = Annotated[
         help="Give full-dose series without a partner a simulated one of this dose fraction.",
     ),
 ]
+Realisations = Annotated[
+    int | None,
+    typer.Option(min=1, max=16, help="Simulate so many low doses, which differ in their noise."),
+]
+DetectorFile = Annotated[
+    Path | None,
+    typer.Option("--detector", help="TOML of `hqinet calibrate`: simulate with this scanner."),
+]
 Source = Annotated[Path, typer.Argument(help="Folder of DICOM files, in any layout.")]
 
 
@@ -50,6 +58,8 @@ def ingest(
     cohort: Cohort = None,
     cohort_file: CohortFile = None,
     simulate_dose: SimulateDose = None,
+    realisations: Realisations = None,
+    detector: DetectorFile = None,
     strict: Strict = False,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
@@ -62,9 +72,13 @@ def ingest(
     from flows import ingest as flow
     from flows.cli import output
 
-    settings = ingest_settings(cohort_file)
-    if simulate_dose is not None:
-        settings = settings.model_copy(update={"simulate_dose": simulate_dose})
+    asked = {
+        "simulate_dose": simulate_dose,
+        "realisations": realisations,
+        "detector": detector and detector.absolute(),
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    settings = ingest_settings(cohort_file).model_copy(update=given)
     with orchestrated():
         shown = flow.shown_source(source, settings)
         result = flow.ingest(shown, cohort, settings).model_dump()

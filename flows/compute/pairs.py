@@ -8,7 +8,9 @@ from storage.dataset.versions import Snapshot
 def pair_of(snapshot: Snapshot, row: Accepted) -> VolumePair:
     """The pair of one patient, read lazily."""
     volume = snapshot.volume(row.patient)
-    return VolumePair(row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction)
+    return VolumePair(
+        row.patient, row.anatomy, volume.low, volume.full, row.dose_fraction, volume.repeats
+    )
 
 
 def pairs_of(snapshot: Snapshot, split: str) -> list[VolumePair]:

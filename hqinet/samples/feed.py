@@ -77,10 +77,11 @@ def choose_place(
 
 
 def resident_bytes(pairs: Sequence[VolumePair], crop: tuple[int, int]) -> int:
-    """Return what `ResidentFeed` will hold: both doses, int16, padded to the crop."""
+    """Return what `ResidentFeed` will hold: all of each pair, int16, padded to the crop."""
     rows, columns = crop
     return sum(
-        4 * (p.slices + 2) * max(p.matrix[0], rows) * max(p.matrix[1], columns) for p in pairs
+        2 * (len(p.lows) + 1) * (p.slices + 2) * max(p.matrix[0], rows) * max(p.matrix[1], columns)
+        for p in pairs
     )
 
 
@@ -132,16 +133,19 @@ class ResidentFeed:
         self.order = order
         with ThreadPoolExecutor(_READERS) as readers:
             loaded = readers.map(lambda pair: self._load(pair, device), pairs)
-            self.low, self.full, self.noise = zip(*loaded, strict=True)
+            self.lows, self.full, self.noise = zip(*loaded, strict=True)
 
-    def _load(self, pair: VolumePair, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _load(self, pair: VolumePair, device: torch.device) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Realisations of the low dose, full dose, and noise levels (realisations, slices, 2)."""
         volumes, levels = [], []
-        for stack in (pair.low, pair.full):
+        for stack in (*pair.lows, pair.full):
             volume = torch.from_numpy(np.ascontiguousarray(stack[0 : pair.slices])).to(device)
             parts = volume.split(_SLICES_AT_ONCE)
             levels.append(torch.cat([noise_level(part) for part in parts]).cpu())
             volumes.append(_padded(volume, self.order.crop))
-        return volumes[0], volumes[1], torch.stack(levels, dim=1)
+        *lows, full = volumes
+        noise = torch.stack([torch.stack([level, levels[-1]], 1) for level in levels[:-1]])
+        return lows, full, noise
 
     def batches(self, spans: Iterable[Span]) -> Iterator[Batch]:
         """Yield one batch for each span of sample numbers."""
@@ -150,14 +154,14 @@ class ResidentFeed:
             yield _cut(draws, [self._window(draw) for draw in draws], self.order.crop)
 
     def _window(self, draw: Draw) -> Window:
-        low, full = self._three(draw.pair, draw.middle)
-        partner = None if draw.partner == draw.middle else self._three(draw.pair, draw.partner)
-        return Window(low, full, self.noise[draw.pair][draw.middle], partner)
+        low, full = self._three(draw, draw.middle)
+        partner = None if draw.partner == draw.middle else self._three(draw, draw.partner)
+        return Window(low, full, self.noise[draw.pair][draw.realisation, draw.middle], partner)
 
-    def _three(self, pair: int, middle: int) -> tuple[Tensor, Tensor]:
+    def _three(self, draw: Draw, middle: int) -> tuple[Tensor, Tensor]:
         # What stands beyond the edges is stored too, so a window is always three in a row.
         inside = slice(middle, middle + 3)
-        return self.low[pair][inside], self.full[pair][inside]
+        return self.lows[draw.pair][draw.realisation][inside], self.full[draw.pair][inside]
 
 
 def _padded(volume: Tensor, crop: tuple[int, int]) -> Tensor:
@@ -237,18 +241,19 @@ class _Windows:
         return window
 
     def _read(self, draw: Draw) -> Window:
-        pair = self.pairs[draw.pair]
-        low, full = self._three(pair, draw.middle)
+        low, full = self._three(draw, draw.middle)
         noise = torch.cat([noise_level(low[1:2]), noise_level(full[1:2])])
         partner = None
         if draw.partner != draw.middle:
-            one, other = self._three(pair, draw.partner)
+            one, other = self._three(draw, draw.partner)
             partner = _filled(one, self.crop), _filled(other, self.crop)
         return Window(_filled(low, self.crop), _filled(full, self.crop), noise, partner)
 
-    def _three(self, pair: VolumePair, middle: int) -> tuple[Tensor, Tensor]:
+    def _three(self, draw: Draw, middle: int) -> tuple[Tensor, Tensor]:
+        pair = self.pairs[draw.pair]
         low, full = (
-            torch.from_numpy(read_window(stack, middle)) for stack in (pair.low, pair.full)
+            torch.from_numpy(read_window(stack, middle))
+            for stack in (pair.lows[draw.realisation], pair.full)
         )
         return low, full
 

@@ -15,7 +15,7 @@ from hqinet.samples.pairs import VolumePair
 from hqinet.samples.recipe import SamplingRecipe
 from hqinet.samples.slab import EDGE_AFTER, EDGE_BEFORE, ISOLATED, TRUE
 
-_STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3}
+_STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3, "realisation": 4}
 """Second word of Philox's key: independent streams of numbers under one seed."""
 _UNIFORMS = 12
 _UNIFORMS_PER_COUNT = 4
@@ -50,6 +50,8 @@ class Draw:
     window: int
     """Number of the window: samples of one number are cut from the same three slices."""
     pair: int
+    realisation: int
+    """Of the pair's low dose."""
     middle: int
     row: int
     column: int
@@ -88,6 +90,7 @@ class SampleOrder:
         self.starts = np.cumsum([0, *self.counts])
         self.windows_held = recipe.batch * min(recipe.patches_per_slice, _WINDOWS_HELD)
         self._shuffled: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self.realisations = [len(pair.lows) for pair in pairs]
         self._slices: dict[int, tuple[int, int, int]] = {}
 
     def __len__(self) -> int:
@@ -114,6 +117,7 @@ class SampleOrder:
         return Draw(
             window=window,
             pair=pair,
+            realisation=self._realisation(window, self.realisations[pair]),
             middle=middle,
             row=int(row * (max(rows - self.crop[0], 0) + 1)),
             column=int(column * (max(columns - self.crop[1], 0) + 1)),
@@ -153,6 +157,12 @@ class SampleOrder:
             return pair, middle, middle
         pick = float(_uniforms(self.seed, "partner", number, 1)[0, 0])
         return pair, middle, others[int(pick * len(others))]
+
+    def _realisation(self, number: int, count: int) -> int:
+        """Return which of a pair's realisations window `number` is of."""
+        if count == 1:
+            return 0
+        return int(float(_uniforms(self.seed, "realisation", number, 1)[0, 0]) * count)
 
     def _shuffle(self, number: int, size: int) -> int:
         """Return entry `number` of an endless row of shuffled passes over `range(size)`."""

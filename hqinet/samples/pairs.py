@@ -35,14 +35,22 @@ class VolumePair:
     full: HuVolume
     dose: float | None = None
     """Of the low-dose volume, as stated, as a fraction of the full dose; None: not stated."""
+    repeats: tuple[HuVolume, ...] = ()
+    """Further realisations of the low dose: training draws among them and `low`."""
 
     def __post_init__(self) -> None:
-        if tuple(self.low.shape) != tuple(self.full.shape) or len(self.low.shape) != 3:
-            message = (
-                f"patient {self.patient}: low dose is {tuple(self.low.shape)} and full dose "
-                f"{tuple(self.full.shape)}; both must be the same (slices, rows, columns)"
-            )
-            raise ValueError(message)
+        for low in self.lows:
+            if tuple(low.shape) != tuple(self.full.shape) or len(low.shape) != 3:
+                message = (
+                    f"patient {self.patient}: low dose is {tuple(low.shape)} and full dose "
+                    f"{tuple(self.full.shape)}; both must be the same (slices, rows, columns)"
+                )
+                raise ValueError(message)
+
+    @property
+    def lows(self) -> tuple[HuVolume, ...]:
+        """All realisations of the low dose."""
+        return (self.low, *self.repeats)
 
     def known_dose(self) -> float:
         """Return the dose as stated, else as the noise of both volumes implies it.

@@ -13,10 +13,10 @@ FORMAT = 1
 """Of what a volume's digest is made."""
 SIMULATED = "simulated"
 """Attribute of a volume whose low dose was simulated: what it was made with."""
-MADE_WITH = ("dose", "seed", "version")
+MADE_WITH = ("dose", "seed", "version", "realisations", "detector")
 """Of that attribute: what tells one partner from another, beside the full dose."""
 OWN_DIGEST = "pixels"
-"""Of that attribute: the digest of the low dose as it was written here."""
+"""Of that attribute: the digest of the low dose, all realisations, as it was written here."""
 SLICE_FINGERPRINTS = 16
 """So many are kept of each dose: enough to find a volume that is a third part of another."""
 
@@ -61,7 +61,8 @@ def pair_digest(description: Mapping[str, Any], doses: Mapping[str, str]) -> str
     """
     made = description.get(SIMULATED)
     if made is not None and OWN_DIGEST in made:
-        description = {**description, SIMULATED: {name: made.get(name) for name in MADE_WITH}}
+        told = {name: made[name] for name in MADE_WITH if name in made}
+        description = {**description, SIMULATED: told}
         doses = {**doses, "low": SIMULATED}
     content = {"format": FORMAT, "description": dict(description), "arrays": dict(doses)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

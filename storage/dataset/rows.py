@@ -42,6 +42,7 @@ class Accepted:
         implied_dose: of the low series, as the noise of both images has it; None where it could
             not be measured, or was not yet.
         simulated: what the low dose was made with; None where it was delivered.
+        realisations: of the low dose, which differ in their noise; more than one if simulated.
     """
 
     patient: str
@@ -66,6 +67,7 @@ class Accepted:
     size: int | None = None
     implied_dose: float | None = None
     simulated: str | None = None
+    realisations: int = 1
     status: Literal["accepted"] = "accepted"
 
     @property
@@ -131,7 +133,7 @@ class Reserved:
 
 Row = Accepted | Refused | Reserved
 
-SCHEMA_NUMBER = 3
+SCHEMA_NUMBER = 4
 _TEXTS = pa.list_(pa.string())
 _FIRST_COLUMNS = {
     "key": pa.string(),
@@ -169,6 +171,7 @@ SCHEMA = delta.schema(
         "delivery": pa.string(),
         "implied_dose": pa.float64(),
         "simulated": pa.string(),
+        "realisations": pa.int64(),
     },
     SCHEMA_NUMBER,
 )
@@ -177,7 +180,7 @@ SCHEMA = delta.schema(
 _RENAMED = {1: {"studies": "identity_evidence"}}
 # Of the data, not of the delivery: another copy of the same files changes none of them.
 _DIGESTED = [name for name in _FIRST_COLUMNS if name != "fingerprint"]
-# Doses implied and simulated are not among them: the digest of the volume stands for both.
+# What doses are implied and simulated is not among them: the digest of the volume stands for both.
 _DIGESTED_LATER: tuple[str, ...] = ()
 
 

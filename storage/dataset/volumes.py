@@ -1,10 +1,11 @@
 """Volumes of HU as Zarr: read lazily, and known to be whole or not without reading a pixel.
 
 A pair lies at `volumes/<patient>/<digest>/`: a Zarr group whose attributes describe it, with the
-arrays `low` and `full`, both int16 HU (slice, row, column). `storage.dataset.writing` writes it.
+arrays `low` and `full`, both int16 HU (slice, row, column), and `low_2`, `low_3`, ... where the low
+dose was simulated more than once. `storage.dataset.writing` writes it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,8 +22,12 @@ from storage.dataset.rows import Accepted
 from storage.errors import DatasetError, StorageError
 from storage.stores.location import Location, storage_errors
 
-DOSES = ("low", "full")
 SHARD_SLICES = 40
+
+
+def low_arrays(realisations: int) -> tuple[str, ...]:
+    """The names of the arrays of a pair's low dose."""
+    return ("low", *(f"low_{number}" for number in range(2, realisations + 1)))
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class StoredPair:
     Attributes:
         spacing: (z, y, x) in mm; z is the slice increment, not the slice thickness.
         positions: mm along the slice normal, ascending, one for each slice.
+        repeats: further realisations of a low dose that was simulated.
         attributes: all that describes the volume, `storage.dicom.geometry.Geometry` among it.
     """
 
@@ -41,6 +47,7 @@ class StoredPair:
     positions: tuple[float, ...]
     low: LazyVolume
     full: LazyVolume
+    repeats: tuple[LazyVolume, ...]
     attributes: Mapping[str, Any]
 
 
@@ -53,13 +60,17 @@ def open_volume(location: Location, row: Accepted) -> StoredPair:
     group = _open_group(location, row.path)
     with _metadata_errors(location, row.path):
         about = group.attrs.asdict()
+        low, *repeats = (
+            _lazy(location, row.path, group, name) for name in low_arrays(row.realisations)
+        )
         return StoredPair(
             patient=row.patient,
             anatomy=about["anatomy"],
             spacing=tuple(about["spacing"]),
             positions=tuple(about["positions"]),
-            low=_lazy(location, row.path, group, "low"),
+            low=low,
             full=_lazy(location, row.path, group, "full"),
+            repeats=tuple(repeats),
             attributes=about | {"frame_of_reference": row.frame_of_reference},
         )
 
@@ -73,9 +84,11 @@ def digest(location: Location, path: str) -> str:
     group = _open_group(location, path)
     with _metadata_errors(location, path):
         description = group.attrs.asdict()
-        doses = {dose: _lazy(location, path, group, dose) for dose in DOSES}
-    of = {dose: dose_digest(lazy.shape, _slices(lazy)) for dose, lazy in doses.items()}
-    written = description.get(SIMULATED, {}).get(OWN_DIGEST, of["low"])
+        made = description.get(SIMULATED, {})
+        lows = [_lazy(location, path, group, n) for n in low_arrays(made.get("realisations", 1))]
+        full = _lazy(location, path, group, "full")
+    of = {"low": _digest(lows), "full": _digest([full])}
+    written = made.get(OWN_DIGEST, of["low"])
     if of["low"] != written:
         raise DatasetError(
             f"{location}/{path}: its low dose is not what was written: {_anew(path)}"
@@ -105,11 +118,11 @@ def check(location: Location, row: Accepted) -> None:
     _check_objects(location, row)
     group = _open_group(location, row.path)
     shape = (row.slices, *row.matrix)
-    for dose in DOSES:
+    for name in (*low_arrays(row.realisations), "full"):
         with _metadata_errors(location, row.path):
-            array = group.get(dose)
+            array = group.get(name)
         if not isinstance(array, zarr.Array) or array.shape != shape:
-            raise DatasetError(f"{location}/{row.path}/{dose}: no array of shape {shape}")
+            raise DatasetError(f"{location}/{row.path}/{name}: no array of shape {shape}")
 
 
 def _check_objects(location: Location, row: Accepted) -> Mapping[str, Any]:
@@ -120,7 +133,7 @@ def _check_objects(location: Location, row: Accepted) -> Mapping[str, Any]:
         found = {entry["path"]: entry for batch in batches for entry in batch}
     if f"{path}/zarr.json" not in found:
         raise DatasetError(_absent(location, path))
-    names = [f"{path}/zarr.json", *(f"{path}/{name}" for name in _object_names(row.slices))]
+    names = [f"{path}/zarr.json", *(f"{path}/{name}" for name in _object_names(row))]
     lost = [name for name in names if name not in found]
     if lost:
         raise DatasetError(
@@ -138,18 +151,18 @@ def _check_objects(location: Location, row: Accepted) -> Mapping[str, Any]:
     return found
 
 
-def _object_names(slices: int) -> Iterator[str]:
+def _object_names(row: Accepted) -> Iterator[str]:
     """Of the arrays of a pair, below it."""
-    for dose in DOSES:
-        yield f"{dose}/zarr.json"
-        for number in range(-(-slices // SHARD_SLICES)):
-            yield f"{dose}/c/{number}/0/0"
+    for name in (*low_arrays(row.realisations), "full"):
+        yield f"{name}/zarr.json"
+        for number in range(-(-row.slices // SHARD_SLICES)):
+            yield f"{name}/c/{number}/0/0"
 
 
 def _check_indices(location: Location, row: Accepted) -> None:
     shape = (row.slices, *row.matrix)
-    for dose in DOSES:
-        LazyVolume(location.child(row.path), dose, shape, SHARD_SLICES).check_indices()
+    for name in (*low_arrays(row.realisations), "full"):
+        LazyVolume(location.child(row.path), name, shape, SHARD_SLICES).check_indices()
 
 
 def _anew(path: str) -> str:
@@ -198,7 +211,14 @@ def _lazy(location: Location, path: str, group: zarr.Group, dose: str) -> LazyVo
     return LazyVolume(location.child(path), dose, array.shape, SHARD_SLICES)
 
 
-def _slices(volume: LazyVolume) -> Iterator[np.ndarray]:
+def _digest(volumes: Sequence[LazyVolume]) -> str:
+    """The digest of volumes of one shape, one behind the other."""
+    slices, rows, columns = volumes[0].shape
+    return dose_digest((len(volumes) * slices, rows, columns), _slices(volumes))
+
+
+def _slices(volumes: Sequence[LazyVolume]) -> Iterator[np.ndarray]:
     """All slices, a shard in memory at a time."""
-    for start in range(0, len(volume), SHARD_SLICES):
-        yield from volume[start : start + SHARD_SLICES]
+    for volume in volumes:
+        for start in range(0, len(volume), SHARD_SLICES):
+            yield from volume[start : start + SHARD_SLICES]

@@ -19,7 +19,7 @@ from zarr.storage import LocalStore
 
 from storage.dataset import shards
 from storage.dataset.hashing import VolumeHash, pair_digest
-from storage.dataset.volumes import DOSES, SHARD_SLICES
+from storage.dataset.volumes import SHARD_SLICES
 from storage.errors import DatasetError
 from storage.hounsfield import AIR
 from storage.stores import files
@@ -69,10 +69,10 @@ def write(
 
     Args:
         scratch: an empty folder on a local disk, for this volume alone; gone afterwards.
-        shape: (slices, rows, columns) of both arrays.
+        shape: (slices, rows, columns) of each array.
         description: JSON attributes of the group; part of the digest.
-        slices: for `low` and `full`, the slices in order, int16 HU (rows, columns). Each is
-            consumed once, one shard in memory at a time.
+        slices: for `low`, its further realisations if there are any, and `full`, the slices in
+            order, int16 HU (rows, columns). Each is consumed once, one shard in memory at a time.
 
     Raises:
         StorageError: scratch or store cannot be written.
@@ -81,13 +81,13 @@ def write(
     """
     try:
         hashers = _build(scratch, shape, description, slices)
-        digests = {dose: hashers[dose].digest() for dose in DOSES}
+        digests = {dose: hashers[dose].digest() for dose in ("low", "full")}
         address = pair_digest(description, digests)
         path = f"volumes/{folder_name(patient)}/{address[:_ADDRESS_LENGTH]}"
         size = _put(location, scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    fingerprints = (mark for dose in DOSES for mark in hashers[dose].slice_fingerprints())
+    fingerprints = (mark for dose in digests for mark in hashers[dose].slice_fingerprints())
     return Written(path, address, digests["full"], digests["low"], tuple(fingerprints), size)
 
 
@@ -100,9 +100,9 @@ def _build(
     # Not around the slices: what the source's disk raises is not said of this one.
     with storage_errors(str(folder)):
         group = zarr.create_group(LocalStore(folder), attributes=dict(description), zarr_format=3)
-        for dose in DOSES:
+        for name in slices:
             group.create_array(
-                dose,
+                name,
                 shape=shape,
                 dtype="int16",
                 chunks=(1, *shape[1:]),
@@ -111,7 +111,7 @@ def _build(
                 fill_value=AIR,
                 dimension_names=("z", "y", "x"),
             )
-    return {dose: _write_shards(folder / dose, shape, slices[dose]) for dose in DOSES}
+    return {name: _write_shards(folder / name, shape, of) for name, of in slices.items()}
 
 
 def _write_shards(

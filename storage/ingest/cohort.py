@@ -6,15 +6,15 @@ and words of fixed vocabularies.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from storage.errors import CohortFileError
+from storage.ingest.simulation import Share, SimulationRules
+from storage.ingest.toml_files import read_model
 from storage.vocabulary import Anatomy, anatomy_of, collection_anatomy
 
 
@@ -39,7 +39,6 @@ def _compiles(pattern: str) -> str:
 SYNTHETIC = "synthetic-demo"
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
-Share = Annotated[float, Field(gt=0, lt=1)]
 
 # A word is bounded by anything that is no letter or digit: `_` and `-` bound words in file names.
 _WORD = r"(?<![a-z0-9])(?:{})(?![a-z0-9])"
@@ -60,22 +59,6 @@ class PatientRule(BaseModel):
         "`key`, or the whole match. Default: the whole PatientID; N, C or L and 3 digits in a path",
     )
     prefix: str = Field("", description="Put before every key, where IDs of two sites collide.")
-
-
-class SimulationRules(BaseModel):
-    """How a full-dose series without a partner gets a simulated one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dose: Share | dict[Anatomy, Share] = Field(
-        description="Dose to simulate over the full dose: one, or one an anatomy."
-    )
-    seed: int = Field(0, ge=0, description="Of the noise.")
-    version: int = Field(1, description="Of the simulator; set by the program.")
-
-    def dose_of(self, part: Anatomy) -> float | None:
-        """The dose to simulate for an anatomy; None where none is given."""
-        return self.dose.get(part) if isinstance(self.dose, dict) else self.dose
 
 
 class CohortRules(BaseModel):
@@ -142,19 +125,7 @@ def read_cohort_file(path: Path) -> CohortRules:
     Raises:
         CohortFileError: it is not there, not TOML, or holds a key or value that is not known.
     """
-    try:
-        return CohortRules.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CohortFileError(f"cohort file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CohortFileError(f"cohort file {path} is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CohortFileError(
-            f"cohort file {path}: `{where}`: {first['msg']} "
-            f"(known keys: {', '.join(CohortRules.model_fields)})"
-        ) from error
+    return read_model("cohort file", path, CohortRules)
 
 
 def role(rules: CohortRules, path: str, description: str) -> Role | None:

@@ -13,7 +13,7 @@ from storage.dataset import keys, writing
 from storage.dataset.hashing import OWN_DIGEST, SIMULATED, dose_digest
 from storage.dataset.lazy_volume import LazyVolume
 from storage.dataset.rows import Accepted, Refused
-from storage.dataset.volumes import DOSES, SHARD_SLICES
+from storage.dataset.volumes import SHARD_SLICES, low_arrays
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series
 from storage.errors import StorageError, StoreError
@@ -69,17 +69,18 @@ class Conversion:
         slices: dict[str, Iterable] = {
             dose: _decode(dose, decoder) for dose, decoder in decoders.items()
         }
-        description, notes, simulated = describe(pair), [], None
+        description, notes, simulated, realisations = describe(pair), [], None, 1
         if pair.simulation is not None:
             volume = np.stack(list(slices["full"]))
             partner = self._simulated(volume, pair)
-            slices = {"low": partner.hu, "full": volume}
+            realisations = len(partner.hu)
+            slices = dict(zip(low_arrays(realisations), partner.hu, strict=True)) | {"full": volume}
+            every = partner.hu.reshape(-1, *volume.shape[1:])
             description[SIMULATED] = {
                 **partner.parameters,
+                **pair.simulation.made_with(),
                 "dose": pair.dose_fraction,
-                "seed": pair.simulation.seed,
-                "version": pair.simulation.version,
-                OWN_DIGEST: dose_digest(partner.hu.shape, partner.hu),
+                OWN_DIGEST: dose_digest(every.shape, every),
             }
             notes, simulated = [partner.note], partner.shown
         full, geometry = pair.full.series, pair.full.series.geometry
@@ -102,7 +103,7 @@ class Conversion:
         for dose, one in series.items():
             notes += [f"{dose} dose: {note}" for note in _notes(decoders[dose], one)]
         row = self._row(pair, written, "; ".join(note for note in notes if note) or None)
-        return replace(row, implied_dose=implied, simulated=simulated)
+        return replace(row, implied_dose=implied, simulated=simulated, realisations=realisations)
 
     def _row(self, pair: Pair, written: writing.Written, note: str | None) -> Accepted:
         full, geometry = pair.full.series, pair.full.series.geometry
@@ -131,7 +132,7 @@ class Conversion:
     def _implied_dose(self, path: str, series: Series) -> float | None:
         place, spacing = self.location.child(path), series.geometry.spacing
         shape = (len(series.geometry), series.rows, series.columns)
-        low, full = (LazyVolume(place, dose, shape, SHARD_SLICES) for dose in DOSES)
+        low, full = (LazyVolume(place, dose, shape, SHARD_SLICES) for dose in ("low", "full"))
         return implied_dose(low, full, max(spacing[1:]))
 
     def _simulated(self, volume: NDArray[np.int16], pair: Pair) -> SimulatedPartner:

@@ -34,7 +34,7 @@ class SimulatedPartner:
     """A low-dose volume made from a full-dose one.
 
     Attributes:
-        hu: (slices, rows, columns) int16.
+        hu: (realisations, slices, rows, columns) int16.
         parameters: what was measured and chosen for it, beside what was asked for: attributes of
             the volume, as JSON.
         shown: the same in a few words, for the catalog and the report.

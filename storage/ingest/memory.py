@@ -36,7 +36,7 @@ class RememberedRecords(BaseModel):
 class RememberedConversion(BaseModel):
     """What became of one pair that was read."""
 
-    schema_number: Literal[2] = 2
+    schema_number: Literal[3] = 3
     row: Annotated[Accepted | Refused, Field(discriminator="status")]
 
 

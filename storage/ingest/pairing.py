@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from storage.dicom.geometry import Limits
 from storage.dicom.series import Series, order
-from storage.ingest.cohort import Role, SimulationRules
+from storage.ingest.cohort import Role
 from storage.ingest.grids import match
 from storage.ingest.records import Record
+from storage.ingest.simulation import SimulationRules
 from storage.refusals import Code, Refusal
 from storage.vocabulary import OTHER, Anatomy
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flows.cli import output
+from flows.cli import collections, output
+from flows.errors import FlowError
 
 
 @pytest.fixture
@@ -55,3 +56,8 @@ def test_what_was_left_aside_is_named(printed):
         "skipped_files": {"other": ["metadata.csv"]},
     }
     assert "files left aside: 3 other (metadata.csv, ...)" in printed(output.print_ingest, result)
+
+
+def test_gigabytes_are_not_downloaded_unasked_where_nobody_answers(tmp_path):
+    with pytest.raises(FlowError, match=r"3378 files, 1\.78 GB: .* say --yes"):
+        collections.fetch("ldct_and_projection_data", tmp_path, anatomy="chest", limit=5)

@@ -9,14 +9,14 @@ from scipy.ndimage import gaussian_filter
 
 from flows.compute.dose_simulation import simulate_partner, with_version
 from hqinet.physics.dose_simulation import VERSION
-from storage.ingest.cohort import CohortRules, SimulationRules
+from storage.ingest.simulation import DetectorRules, KernelCurve, SimulationRules
 from storage.refusals import Refusal
 
 
-def pair(dose: float = 0.25, seed: int = 0) -> Any:
+def pair(dose: float = 0.25, seed: int = 0, **rules: Any) -> Any:
     geometry = SimpleNamespace(spacing=(3.0, 2.0, 2.0))
-    full = SimpleNamespace(series=SimpleNamespace(geometry=geometry, thickness=None))
-    simulation = SimulationRules(dose=dose, seed=seed)
+    full = SimpleNamespace(series=SimpleNamespace(geometry=geometry, thickness=None), kernel="B30f")
+    simulation = SimulationRules(dose=dose, seed=seed, **rules)
     return SimpleNamespace(patient="P", full=full, dose_fraction=dose, simulation=simulation)
 
 
@@ -30,7 +30,7 @@ def cylinder() -> np.ndarray:
 def test_a_partner_says_what_it_was_made_with():
     hu = cylinder()
     made = simulate_partner(hu, pair(seed=5))
-    assert made.hu.shape == hu.shape
+    assert made.hu.shape == (1, *hu.shape)
     assert made.hu.dtype == np.int16
     assert "0.25 of the full dose" in made.shown
     assert "seed 5" in made.shown
@@ -47,6 +47,15 @@ def test_what_the_physics_refuses_is_a_refusal():
 
 
 def test_the_rules_name_the_simulator():
-    assert with_version(CohortRules()) == CohortRules()
-    rules = CohortRules(simulate=SimulationRules(dose=0.25, version=0))
-    assert with_version(rules).simulate.version == VERSION
+    assert with_version(SimulationRules(dose=0.25, version=0)).version == VERSION
+
+
+def test_realisations_and_a_detector_are_as_asked_for_and_said():
+    curve = KernelCurve(mtf=(1.0, 0.6, 0.1), step=0.1)
+    detector = DetectorRules(kernels={"B30f": curve})
+    made = simulate_partner(cylinder(), pair(realisations=2, detector=detector))
+    assert made.hu.shape == (2, 3, 96, 96)
+    assert made.parameters["mtf"] == [1.0, 0.6, 0.1]
+    assert made.shown.endswith("detector file, 2 realisations")
+    with pytest.raises(Refusal, match=r"would imply a dose of 1\.00, not the stated 0.25"):
+        simulate_partner(cylinder(), pair(detector=DetectorRules(photons=1e12)))

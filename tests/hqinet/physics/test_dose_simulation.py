@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from hqinet.noise import noise_level
-from hqinet.physics.dose_simulation import (
-    Detector,
-    FullDose,
-    SimulationError,
-    line_integral_variance,
-    noise_spectrum,
-    simulate_dose,
-    slice_shares,
-)
+from hqinet.physics.dose_simulation import SimulationError, simulate_dose, slice_shares
+from hqinet.physics.scanner import Detector, FullDose, line_integral_variance
+from hqinet.physics.texture import Kernel, TextureError, series_kernel
 
 SIZE, SLICES = 160, 5
 OWN = 12.0
@@ -178,8 +172,24 @@ def test_tube_current_that_falls_from_the_side_makes_streaks_from_there() -> Non
 
 
 def test_a_series_without_a_body_is_refused() -> None:
-    with pytest.raises(SimulationError, match="no region of 32x32 pixels lies in the body"):
-        noise_spectrum(torch.full((3, 64, 64), -1000, dtype=torch.int16))
+    with pytest.raises(TextureError, match="no region of 32x32 pixels lies in the body"):
+        series_kernel(torch.full((3, 64, 64), -1000, dtype=torch.int16), 1.0)
+
+
+def test_a_kernel_that_is_known_makes_its_own_texture() -> None:
+    """A series of a soft kernel, told to be of a sharp one, and the other way round."""
+    step = 1 / 64
+    frequency = np.arange(17) * step * 2.0
+    sharp, soft = (
+        Kernel(tuple(np.exp(-((np.pi * s * frequency) ** 2)).tolist()), step) for s in (0.5, 1.4)
+    )
+    names = replace(FEW_VIEWS, kernels={"sharp": sharp, "soft": soft})
+    told = {
+        name: mean_frequency(added(replace(series(), kernel=name), detector=names)[0][CENTRE])
+        for name in ("sharp", "soft", "neither")
+    }
+    assert told["soft"] < told["neither"] < told["sharp"]
+    assert told["neither"] == pytest.approx(mean_frequency(added(series())[0][CENTRE]))
 
 
 def test_a_single_slice_gets_a_partner_too() -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -192,6 +194,27 @@ def test_what_streaming_holds_is_said() -> None:
     assert feed.held_bytes(stream) == windows * 2 * torch.zeros(3, 64, 80).short().nbytes
 
 
+def test_training_draws_among_realisations_and_other_patients_samples_stay() -> None:
+    plain = pairs()
+    noisier = tuple((plain[0].low + k).astype(np.int16) for k in (1, 2))
+    of = [replace(plain[0], repeats=noisier), *plain[1:]]
+    batches = [
+        next(feed_of(pairs_, order(pairs_)).batches([(0, 200)]))
+        for pairs_ in (of, plain)
+        for feed_of in (lambda p, o: ResidentFeed(p, o, CPU), StreamingFeed)
+    ]
+    drawn, streamed, alone, _ = batches
+    assert torch.equal(drawn.low, streamed.low)
+    assert torch.equal(drawn.noise, streamed.noise)
+    counts = np.bincount([d.realisation for d in drawn.draws if d.pair == 0], minlength=3)
+    assert counts.min() > 10
+    inside = drawn.full > -1024
+    for i, draw in enumerate(drawn.draws):
+        shift = draw.realisation if draw.pair == 0 else 0
+        expected = alone.low[i] + shift
+        np.testing.assert_array_equal(drawn.low[i][inside[i]], expected[inside[i]])
+
+
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     of = pairs()
     needed = feed.resident_bytes(of, (24, 24))
@@ -205,5 +228,5 @@ def test_stated_need_is_what_the_volumes_take() -> None:
     of = pairs()
     stream = order(of)
     resident = ResidentFeed(of, stream, CPU)
-    held = sum(v.numel() * v.element_size() for v in [*resident.low, *resident.full])
+    held = sum(v.numel() * v.element_size() for v in [*chain(*resident.lows), *resident.full])
     assert feed.resident_bytes(of, stream.crop) == held

@@ -54,7 +54,7 @@ def theirs(written) -> dict[str, np.ndarray]:
     """Both doses as Zarr reads them."""
     location, path = written
     group = zarr.open_group(f"{location}/{path}", mode="r")
-    return {dose: group[dose][:] for dose in volumes.DOSES}
+    return {dose: group[dose][:] for dose in ("low", "full")}
 
 
 class Copy:

@@ -175,10 +175,10 @@ def test_a_digest_is_of_the_data_and_not_of_the_delivery():
 def test_a_dataset_of_a_later_schema_says_what_to_do(tmp_path):
     dataset = Dataset(tmp_path / "dataset")
     dataset.create()
-    later = delta.schema({"key": pa.string(), "novel": pa.string()}, 4)
+    later = delta.schema({"key": pa.string(), "novel": pa.string()}, 5)
     content = pa.Table.from_pylist([{"key": "patient:A", "novel": "x"}], schema=later)
     Table(dataset.location.child("catalog")).write(content, "overwrite", after=0, note={})
-    with pytest.raises(DatasetError, match=r"schema 4, .* knows 1 to 3: install a later one"):
+    with pytest.raises(DatasetError, match=r"schema 5, .* knows 1 to 4: install a later one"):
         dataset.snapshot()
     assert dataset.snapshot(0).rows == ()
 

@@ -9,9 +9,10 @@ import zarr
 
 from storage.dataset import volumes
 from storage.dataset.upkeep import verify
-from storage.errors import DatasetError
-from storage.ingest.cohort import CohortRules, SimulationRules
+from storage.errors import CohortFileError, DatasetError
+from storage.ingest.cohort import CohortRules
 from storage.ingest.delivery import SimulatedPartner
+from storage.ingest.simulation import DetectorRules, SimulationRules, read_detector_file
 from storage.refusals import Code, Refusal
 
 RULES = CohortRules(simulate=SimulationRules(dose=0.25, seed=3))
@@ -20,7 +21,7 @@ RULES = CohortRules(simulate=SimulationRules(dose=0.25, seed=3))
 def brighter(hu, pair):
     """A simulator that can be seen through."""
     return SimulatedPartner(
-        (hu + pair.simulation.seed).astype(np.int16),
+        np.stack([hu + pair.simulation.seed + k for k in range(pair.simulation.realisations)]),
         {"dose": pair.dose_fraction},
         "a quarter",
         "simulated dose",
@@ -78,7 +79,12 @@ def test_what_cannot_be_simulated_is_refused_with_the_reason(tmp_path, series, d
 
 @pytest.mark.parametrize(
     "other",
-    [SimulationRules(dose=0.1, seed=3), SimulationRules(dose=0.25, seed=3, version=2)],
+    [
+        SimulationRules(dose=0.1, seed=3),
+        SimulationRules(dose=0.25, seed=3, version=2),
+        SimulationRules(dose=0.25, seed=3, realisations=2),
+        SimulationRules(dose=0.25, seed=3, detector=DetectorRules(photons=1e5)),
+    ],
 )
 def test_another_dose_or_simulator_makes_the_partner_anew(
     tmp_path, series, dataset, deliver, other
@@ -93,6 +99,39 @@ def test_another_dose_or_simulator_makes_the_partner_anew(
     for rules in (RULES, CohortRules(simulate=other)):
         deliver(dataset, tmp_path / "source", rules=rules, simulate=counting)
     assert made == [RULES.simulate, other]
+
+
+def test_several_realisations_are_kept_checked_and_read(tmp_path, series, dataset, deliver):
+    rules = CohortRules(simulate=SimulationRules(dose=0.25, seed=1, realisations=3))
+    series("L001", "FULL", seed=1).write(tmp_path / "source" / "full")
+    done = deliver(dataset, tmp_path / "source", rules=rules, simulate=brighter)
+    volume = done.snapshot.volume("L001")
+    for number, low in enumerate([volume.low, *volume.repeats]):
+        np.testing.assert_array_equal(low[:], volume.full[:] + 1 + number)
+    assert len(volume.repeats) == 2
+    assert verify(done.snapshot, deep=True).problems == []
+    again = deliver(dataset, tmp_path / "source", rules=rules, simulate=brighter)
+    assert again.outcome.unchanged == 1
+    (row,) = done.snapshot.patients()
+    lost = tmp_path / "dataset" / row.path / "low_3" / "c" / "0" / "0" / "0"
+    content = lost.read_bytes()
+    lost.unlink()
+    assert [p.patient for p in verify(done.snapshot).problems] == ["L001"]
+    lost.write_bytes(content[:-200] + bytes(200))
+    assert [p.patient for p in verify(done.snapshot, deep=True).problems] == ["L001"]
+
+
+def test_partners_made_before_realisations_and_detectors_keep_their_identity():
+    assert SimulationRules(dose=0.25, seed=3).made_with() == {"seed": 3, "version": 1}
+
+
+def test_a_detector_file_says_what_is_wrong_in_it(tmp_path):
+    file = tmp_path / "detector.toml"
+    file.write_text("photons = 2e5\n[kernels.B30f]\nmtf = [1.0, 0.5]\nstep = 0.1\n")
+    assert read_detector_file(file).kernels["B30f"].mtf == (1.0, 0.5)
+    file.write_text("fotons = 2e5\n")
+    with pytest.raises(CohortFileError, match=r"detector file .*`fotons`: .*known keys: photons"):
+        read_detector_file(file)
 
 
 def test_another_machines_bits_are_the_same_partner_and_another_seeds_are_not(
