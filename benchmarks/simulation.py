@@ -34,6 +34,7 @@ from hqinet.quality.reference import find_body, find_tissues
 
 PATIENTS = ("C901", "C902", "L901", "L902")
 SLICES = 12
+REALISATIONS = 8
 
 
 def main() -> None:
@@ -153,11 +154,10 @@ def anatomy(pair: RealPair) -> None:
     began = time.perf_counter()
     made = simulate_dose(series, dose=dose, seed=0)
     seconds = (time.perf_counter() - began) / len(series.hu)
-    several = simulate_dose(series, dose=dose, seed=1, realisations=8).low.mean(0)
+    several = simulate_dose(series, dose=dose, seed=1, realisations=REALISATIONS).low
     full = torch.from_numpy(series.hu).float()
     body = find_body(full)
     ours, theirs = (torch.from_numpy(v).float() - full for v in (made.low[0], pair.low))
-    mean = torch.from_numpy(several).float() - full
     own = full.diff(dim=0) / math.sqrt(2)
     spectra = {
         "own noise": power(own, body[1:] & body[:-1], series.pixel),
@@ -169,16 +169,20 @@ def anatomy(pair: RealPair) -> None:
         for name, s in spectra.items()
     )
     apart = spectral_distance(spectra["added"], spectra["added by the other program"])
+    tissues = find_tissues(full, body)
     bias = {
-        tissue: float(mean[mask].mean())
-        for tissue, mask in find_tissues(full, body).items()
+        tissue: [float((torch.from_numpy(low).float() - full)[mask].mean()) for low in several]
+        for tissue, mask in tissues.items()
         if mask.sum() > 500
     }
     print(f"{pair.patient} at {dose:.0%}: implied dose {made.implied:.3f}, {seconds:.2f} s a slice")
     print(f"  {said}; distance of the last two {apart:.2f}")
     print(
-        "  bias of eight realisations, HU: "
-        + ", ".join(f"{tissue} {value:+.2f}" for tissue, value in bias.items())
+        f"  bias of {REALISATIONS} realisations, HU with its standard error: "
+        + ", ".join(
+            f"{tissue} {np.mean(means):+.2f} ({np.std(means, ddof=1) / len(means) ** 0.5:.2f})"
+            for tissue, means in bias.items()
+        )
     )
 
 

@@ -220,6 +220,8 @@ class Registry:
                 signature=SIGNATURE,
                 input_example=example,
                 pip_requirements=["torch"],
+                # It would load the model and run the example, for seconds, to warn in a log.
+                validate_serving_input=False,
             )
         self._create_model()
         # With its tags at once: no kill leaves a version without lineage.
