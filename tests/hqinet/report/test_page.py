@@ -1,4 +1,7 @@
-"""The report: numbers that add up, bounded size, and a page that works in a real browser."""
+"""The report: numbers that add up, bounded size, and a page that works in a real browser.
+
+In one file, for its tests share one report and one browser.
+"""
 
 import json
 import re
