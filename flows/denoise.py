@@ -8,6 +8,7 @@ noise is kept from use. While a series is restored the next one is read and its 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from prefect import flow, get_run_logger
@@ -24,14 +25,16 @@ from flows.compute.restoration import (
     about,
     left_aside,
     prepare,
+    restore_alone,
     restore_series,
 )
-from flows.settings import DenoiseSettings, Settings
+from flows.compute.workers import LOCAL, on_devices
+from flows.settings import ClusterSettings, DenoiseSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
 from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.headers import FileHeader
 
-DEFAULTS = Settings().denoise
+DEFAULTS = Settings()
 
 
 class DenoiseResult(BaseModel):
@@ -46,13 +49,19 @@ class DenoiseResult(BaseModel):
 
 
 @flow(name="denoise")
-def denoise(source: str, destination: str, settings: DenoiseSettings = DEFAULTS) -> DenoiseResult:
+def denoise(
+    source: str,
+    destination: str,
+    settings: DenoiseSettings = DEFAULTS.denoise,
+    cluster: ClusterSettings = DEFAULTS.cluster,
+) -> DenoiseResult:
     """Restore every low-dose or plain CT series of a source.
 
     Args:
         source: A folder, a zip or a file of DICOM, in any layout; it is never written to.
         destination: Folder in which each derived series gets a folder.
         settings: Which series, which model, how much.
+        cluster: Where Dask runs; without one, series are restored in this process.
     """
     named, target = Path(source), Path(destination).absolute()
     with opened(named, stores.scratch()) as place:
@@ -68,21 +77,12 @@ def denoise(source: str, destination: str, settings: DenoiseSettings = DEFAULTS)
             for one in found
             if (reason := aside[one.uid])
         ]
-        with SliceDisplay(sum(map(_slices, chosen))) as display, ThreadPoolExecutor(1) as writer:
-            request = Request(
-                source=named,
-                target=target,
-                models=Models(settings.model, settings.dose),
-                settings=settings,
-                index=stores.restored(),
-                writer=writer,
-                restored=display.advance,
-            )
-            for one, outcome in zip(chosen, restored(request, chosen), strict=True):
+        request = Request(named, target, stores.scratch(), stores.restored(), settings)
+        with SliceDisplay(sum(map(_slices, chosen))) as display:
+            ended_series = restored(request, chosen, cluster, display)
+            for number, outcome in enumerate(ended_series, 1):
                 outcomes.append(outcome)
-                if outcome.outcome not in ("restored", "quarantined"):
-                    display.leave_out(_slices(one))
-                display.announce(f"{chosen.index(one) + 1}/{len(chosen)} {_line(outcome)}")
+                display.announce(f"{number}/{len(chosen)} {_line(outcome)}")
     result = DenoiseResult(destination=str(target), series=outcomes)
     publish(result)
     events.series_ended(outcomes)
@@ -98,20 +98,53 @@ def _ending(result: DenoiseResult) -> tuple[str | None, str]:
     return None, ""
 
 
-def restored(request: Request, chosen: Sequence[FoundSeries]) -> Iterator[SeriesOutcome]:
+def restored(
+    request: Request,
+    chosen: Sequence[FoundSeries],
+    cluster: ClusterSettings,
+    display: SliceDisplay,
+) -> Iterator[SeriesOutcome]:
+    """Restore series here, or on the workers of a cluster that was asked for.
+
+    The model is resolved once a series, in this process, which is the one that knows the registry.
+    """
+    models = Models(request.settings.model)
+    if cluster.where == LOCAL:
+        yield from _here(request, chosen, models, display)
+        return
+    asked = ((found, models.resolve()) for found in chosen)
+    outcomes = on_devices(
+        partial(restore_alone, request),
+        asked,
+        cluster,
+        request.scratch,
+        request.settings.device,
+        lambda item: item[0].description or item[0].uid,
+    )
+    for (found, _), outcome in outcomes:
+        (display.advance if outcome.seconds else display.leave_out)(_slices(found))
+        yield outcome
+
+
+def _here(
+    request: Request, chosen: Sequence[FoundSeries], models: Models, display: SliceDisplay
+) -> Iterator[SeriesOutcome]:
     """Restore series one after another, the next one being read meanwhile."""
+
+    def prepared(found: FoundSeries) -> Prepared | SeriesOutcome:
+        return prepare(request, found, models.resolve())
+
     with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(prepare, request, one) for one in chosen[:1]]
-        for following in [*chosen[1:], None]:
-            if not coming:
-                return
-            prepared = coming.pop().result()
+        coming = [reader.submit(prepared, one) for one in chosen[:1]]
+        for found, following in zip(chosen, [*chosen[1:], None], strict=True):
+            read = coming.pop().result()
             if following is not None:
-                coming.append(reader.submit(prepare, request, following))
-            if isinstance(prepared, Prepared):
-                yield restore_series(request, prepared)
+                coming.append(reader.submit(prepared, following))
+            if isinstance(read, Prepared):
+                yield restore_series(request, read, display.advance)
             else:
-                yield prepared
+                display.leave_out(_slices(found))
+                yield read
 
 
 def _slices(found: FoundSeries) -> int:

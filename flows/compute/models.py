@@ -11,11 +11,12 @@ from flows import lineage, stores
 from flows.compute.envelopes import ENVELOPE
 from flows.errors import FlowError
 from hqinet.devices import pick_device
+from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.envelope import Envelope
-from hqinet.restoration.export import load_exported
+from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.restore import HUModel
-from hqinet.restoration.starter import required_starter, starter_envelope
-from storage.models.registry import CHAMPION
+from hqinet.restoration.starter import RECIPE, required_starter, starter_envelope
+from hqinet.training.recipe import load_recipe
 from storage.provenance import code_version
 
 STARTER = "starter"
@@ -35,6 +36,7 @@ class UsedModel:
         name: version number, or `starter`.
         identity: digest of its file.
         lineage: the way back to the training data.
+        network: how this version of the project builds its network; None where another one made it.
     """
 
     name: str
@@ -42,13 +44,14 @@ class UsedModel:
     identity: str
     envelope: Envelope | None
     lineage: dict[str, str]
+    network: ModelRecipe | None = None
 
 
 class Models:
-    """Resolves the model that was asked for, once a series, and keeps what it has loaded."""
+    """Resolves the model that was asked for, once a series, and brings its file to this machine."""
 
-    def __init__(self, asked: str, dose: float | None) -> None:
-        self._asked, self._dose = asked, dose
+    def __init__(self, asked: str) -> None:
+        self._asked = asked
         self._used: dict[str, UsedModel] = {}
         self._folder = tempfile.TemporaryDirectory(dir=stores.scratch())
 
@@ -60,6 +63,9 @@ class Models:
         """
         if self._asked == STARTER:
             return self._starter()
+        # MLflow takes seconds to import, which the starter need not wait for.
+        from storage.models.registry import CHAMPION  # noqa: PLC0415
+
         registry = stores.registry()
         versions = registry.versions()
         if self._asked == CHAMPION and not any(CHAMPION in row.aliases for row in versions):
@@ -75,33 +81,41 @@ class Models:
             self._used[name] = UsedModel(name, file, _digest(file), envelope, stated)
         return self._used[name]
 
-    def load(self, used: UsedModel, device: str) -> HUModel:
-        """The model as a function from HU to HU; loaded once in this process."""
-        key = used.identity, device, self._dose
-        with _LOADING:
-            if key not in _LOADED:
-                _LOADED[key] = load_exported(used.file, pick_device(device), dose=self._dose)
-            return _LOADED[key]
-
     def _starter(self) -> UsedModel:
         file = required_starter()
         if STARTER not in self._used:
             stated = {"model": STARTER, "code_version": code_version()}
             self._used[STARTER] = UsedModel(
-                STARTER, file, _digest(file), starter_envelope(), stated
+                STARTER,
+                file,
+                _digest(file),
+                starter_envelope(),
+                stated,
+                load_recipe(RECIPE).model,
             )
         return self._used[STARTER]
+
+
+def load(used: UsedModel, dose: float | None, device: str) -> HUModel:
+    """The model as a function from HU to HU; loaded once in this process."""
+    key = used.identity, device, dose
+    with _LOADING:
+        if key not in _LOADED:
+            chosen, model = pick_device(device), None
+            if used.network is not None:
+                model = load_built(used.file, used.network, chosen, dose=dose)
+            _LOADED[key] = model or load_exported(used.file, chosen, dose=dose)
+        return _LOADED[key]
 
 
 def load_ahead(model: str, dose: float | None, device: str) -> None:
     """Begin to load a model, which takes seconds, in a thread; what prevents it is raised later."""
 
-    def load() -> None:
-        models = Models(model, dose)
+    def prepare() -> None:
         with suppress(Exception):
-            models.load(models.resolve(), device)
+            load(Models(model).resolve(), dose, device)
 
-    Thread(target=load).start()
+    Thread(target=prepare).start()
 
 
 def _digest(file: Path) -> str:
