@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from flows import stores
 from flows.compute import derivation, models
 from flows.compute.restoration import Request
-from flows.denoise import restored
+from flows.compute.sources import restored
 from flows.settings import DenoiseSettings
 from hqinet.restoration.export import save_exported
 from storage.dicom.finding import find_series

@@ -1,11 +1,13 @@
 """Which model restores a series: resolved by name, brought to this machine, loaded once."""
 
 import hashlib
+import json
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
 from flows import lineage, stores
 from flows.compute.envelopes import ENVELOPE
@@ -16,10 +18,15 @@ from hqinet.restoration.envelope import Envelope
 from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.restore import HUModel
 from hqinet.restoration.starter import RECIPE, required_starter, starter_envelope
-from hqinet.training.recipe import load_recipe
-from storage.provenance import code_version
+from hqinet.training.recipe import Recipe, load_recipe
+from storage.provenance import code_version, is_exact
+
+if TYPE_CHECKING:
+    from storage.models.registry import ModelVersion, Registry
 
 STARTER = "starter"
+JOB = "run.json"
+"""Artifact of a run that `hqinet train` made: what was trained, and by which recipe."""
 _LOADED: dict[tuple[str, str, float | None], HUModel] = {}
 _LOADING = Lock()
 
@@ -78,7 +85,8 @@ class Models:
             path = registry.fetch(version.run, ENVELOPE, folder)
             envelope = None if path is None else Envelope.model_validate_json(path.read_text())
             stated = lineage.lineage_fields(version)
-            self._used[name] = UsedModel(name, file, _digest(file), envelope, stated)
+            network = _network_of(registry, version, folder)
+            self._used[name] = UsedModel(name, file, _digest(file), envelope, stated, network)
         return self._used[name]
 
     def _starter(self) -> UsedModel:
@@ -94,6 +102,16 @@ class Models:
                 load_recipe(RECIPE).model,
             )
         return self._used[STARTER]
+
+
+def _network_of(registry: "Registry", version: "ModelVersion", folder: Path) -> ModelRecipe | None:
+    """How the network of a version is built, if the code that exported it is the present one."""
+    if version.tags.get("code_version") != code_version() or not is_exact(code_version()):
+        return None
+    file = registry.fetch(version.run, JOB, folder)
+    if file is None:
+        return None
+    return Recipe.model_validate(json.loads(file.read_text("utf-8"))["recipe"]).model
 
 
 def load(used: UsedModel, dose: float | None, device: str) -> HUModel:

@@ -16,7 +16,15 @@ from torch.export.passes import move_to_device_pass
 
 from hqinet.networks.hqinet import build
 from hqinet.networks.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
-from hqinet.restoration.export import USUAL_DOSE, deployable, example_windows, load_exported
+from hqinet.restoration.export import (
+    USUAL_DOSE,
+    ArchiveError,
+    archived_weights,
+    deployable,
+    example_windows,
+    load_built,
+    load_exported,
+)
 from hqinet.restoration.restore import Restorer
 from storage.models.registry import SIGNATURE
 
@@ -85,6 +93,35 @@ def test_equal_to_the_network_at_any_batch_height_and_width(model: Exported) -> 
         windows = hu(*size)
         with torch.no_grad():
             torch.testing.assert_close(loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
+
+
+def test_what_is_built_with_the_weights_of_the_file_gives_the_pixels_of_its_program(
+    model: Exported,
+) -> None:
+    for dose in (None, 0.1):
+        program, built = (
+            load_exported(model.path, dose=dose),
+            load_built(model.path, model.recipe, dose=dose),
+        )
+        for size in SIZES:
+            windows = hu(*size)
+            with torch.inference_mode():
+                assert torch.equal(built(windows), program(windows))
+
+
+def test_weights_of_another_network_build_none(model: Exported) -> None:
+    other = REDCNNRecipe(network="redcnn", channels=5)
+    assert load_built(model.path, other, dose=None) is None
+
+
+def test_a_file_without_float32_weights_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(ArchiveError, match="holds no float32 weights"):
+        archived_weights(tmp_path / "text")
+    program = torch.export.export(nn.Linear(2, 2).double(), (torch.zeros(1, 2).double(),))
+    torch.export.save(program, tmp_path / "double.pt2")
+    with pytest.raises(ArchiveError, match="pickled, or not float32"):
+        archived_weights(tmp_path / "double.pt2")
 
 
 def test_the_dose_decides_how_much_is_taken_off(model: Exported) -> None:
