@@ -53,6 +53,8 @@ class SeriesOutcome(BaseModel):
     code: str = ""
     reasons: list[str] = []
     warnings: list[str] = []
+    unjudged: list[str] = []
+    """What is not known of the training data, or of the series."""
     seconds: float = 0.0
 
 
@@ -149,7 +151,8 @@ def _prepared(
     scratch = tempfile.TemporaryDirectory(dir=request.scratch)
     try:
         low = decoded(found.root, series, Path(scratch.name) / "low.npy")
-        warnings = said["warnings"] = _warnings(found, series, low, used, settings)
+        warnings, unjudged = _beside_training(found, series, low, used, settings)
+        said |= {"warnings": warnings, "unjudged": unjudged}
         if warnings and settings.strict:
             scratch.cleanup()
             return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
@@ -290,14 +293,16 @@ def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
     return volume
 
 
-def _warnings(
+def _beside_training(
     found: FoundSeries,
     series: Series,
     low: NDArray[np.int16],
     used: UsedModel,
     settings: DenoiseSettings,
-) -> list[str]:
-    """Why the series lies outside what the model was trained on, one line a reason."""
+) -> tuple[list[str], list[str]]:
+    """Why the series lies outside what the model was trained on, and what of it is not judged."""
     if used.envelope is None:
-        return [f"model {used.name} keeps no record of what it was trained on"]
-    return used.envelope.warnings(facts_of(found.headers[0], series, low, _rules(settings)))
+        return [f"model {used.name} keeps no record of what it was trained on"], []
+    dose = settings.dose or USUAL_DOSE
+    facts = facts_of(found.headers[0], series, low, _rules(settings), dose)
+    return used.envelope.warnings(facts), used.envelope.unjudged(facts)
