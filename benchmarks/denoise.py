@@ -1,12 +1,13 @@
 """Claim: a series is restored at nearly the rate of its network, and the first slice comes soon.
 
-    python benchmarks/denoise.py SERIES [--model MODEL.pt2] [--slices 12]
+    python benchmarks/denoise.py SERIES [--slices 12] [--only ways halves dicom cold]
 
-SERIES is a folder of one low-dose CT series. Prints (1) seconds that one core computes for a slice,
-whatever else runs, by several ways to run the network, their error against eager float32 within the
-body, and the limit: its arithmetic at the rate of matrix products; (2) what halves of a slice, as
-they are made where memory is short, differ from the whole; (3) DICOM to DICOM against the network
-alone; (4) the time from a cold command to the first restored slice on the disk.
+SERIES is a folder of one low-dose CT series, restored with the starter. Prints (1) seconds of a
+core for a slice by several ways to run the network, their error against eager float32 within the
+body, and the limit: its arithmetic at the rate of matrix products (OpenVINO where it is installed:
+`pip install openvino`); (2) what halves of a slice, as they are made where memory is short, differ
+from the whole; (3) DICOM to DICOM against the network alone; (4) the time from a cold command to
+the first restored slice on the disk.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hqinet.quality.reference import find_body
-from hqinet.restoration.export import load_exported
-from hqinet.restoration.restore import HUModel, read_windows
-from hqinet.restoration.starter import starter_file
+from hqinet.restoration.export import load_built, load_exported
+from hqinet.restoration.restore import HUModel, read_windows, rounded
+from hqinet.restoration.starter import RECIPE, required_starter
 from hqinet.restoration.tiles import within_memory
+from hqinet.training.recipe import load_recipe
 from storage.dicom.finding import find_series
 from storage.dicom.geometry import Limits
 from storage.dicom.pixels import HuDecoder
@@ -35,38 +36,57 @@ from storage.dicom.series import order
 
 REPEATS = 3
 SIDE = 768
+PARTS = ("ways", "halves", "dicom", "cold")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("series", type=Path)
-    parser.add_argument("--model", type=Path, default=starter_file())
     parser.add_argument("--slices", type=int, default=12)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     (found,), _ = find_series(options.series)
     series = order(found.headers, Limits(min_slices=1))
     series = series.crop(0, options.slices)
     low = np.stack(list(HuDecoder(found.root, series)))
-    start = time.perf_counter()
-    network = load_exported(options.model)
-    print(
-        f"{torch.get_num_threads()} threads; the model loads in {time.perf_counter() - start:.1f} s"
-    )
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
-    rate = ways(network, options.model, low) / cores
-    halves(network, low)
+    network = built()
+    if "ways" in options.only:
+        loading()
+        ways(network, low)
+    if "halves" in options.only:
+        halves(network, low)
     torch.set_num_threads(cores)
-    dicom_to_dicom(options.series, rate)
-    cold(options.series)
+    if "dicom" in options.only:
+        dicom_to_dicom(options.series)
+    if "cold" in options.only:
+        cold(options.series)
 
 
-def ways(network: HUModel, file: Path, low: np.ndarray) -> float:
-    """Seconds a slice of the eager network, the project's way; prints all ways."""
+def built() -> torch.nn.Module:
+    """The starter as the project runs it."""
+    network = load_built(required_starter(), load_recipe(RECIPE).model, dose=None)
+    assert network is not None
+    return network
+
+
+def loading() -> None:
+    """How long a core loads the starter: with its graph, and its weights alone."""
+    for name, load in (
+        ("graph and weights", lambda: load_exported(required_starter())),
+        ("weights alone (the project)", built),
+    ):
+        start = time.process_time()
+        load()
+        print(f"loading, {name}: {time.process_time() - start:.2f} s")
+
+
+def ways(network: torch.nn.Module, low: np.ndarray) -> None:
+    """Print seconds of a core for a slice, and the error, of all ways to run the network."""
     windows = torch.from_numpy(read_windows(low, 1, 4)).float()
     one = windows[:1]
-    contiguous = load_exported(file).to(memory_format=torch.contiguous_format)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(one)
     with torch.inference_mode():
@@ -76,27 +96,36 @@ def ways(network: HUModel, file: Path, low: np.ndarray) -> float:
     print(f"  {work / 1e9:.0f} GFLOP a slice of {one.shape[-2]} x {one.shape[-1]}")
     limit, half = work / rate_of(torch.float32), work / rate_of(torch.bfloat16)
     print(f"  limit by matrix products: float32 {limit:.2f} s, bf16 {half:.2f} s")
-    eager = 0.0
-    for name, way in {
-        "eager, contiguous": contiguous,
-        "eager, channels last (the project)": network,
-        "bf16 autocast, channels last": _autocast(network),
-        "torch.compile": _compiled(network, one),
+    bf16 = _autocast(network)
+    for name, make in {
+        "eager, contiguous": lambda: built().to(memory_format=torch.contiguous_format),
+        "eager, channels last (the project)": lambda: network,
+        "bf16 autocast, channels last": lambda: bf16,
+        "torch.compile": lambda: torch.compile(network, dynamic=False),
+        "torch.compile, bf16": lambda: torch.compile(bf16, dynamic=False),
+        "AOTInductor": lambda: _aot(network, one),
+        "OpenVINO": lambda: _openvino(network, one, "f32"),
+        "OpenVINO, bf16": lambda: _openvino(network, one, "bf16"),
     }.items():
-        if way is None:
-            print(f"  {name}: does not compile here")
+        start = time.perf_counter()
+        try:
+            way = make()
+            with torch.inference_mode():
+                way(one)
+        except Exception as error:  # noqa: BLE001 - no compiler, not installed, or one that fails
+            said = " ".join(str(error).split())[:100]
+            print(f"  {name}: not here: {type(error).__name__}: {said}")
             continue
+        ready = time.perf_counter() - start
         seconds = best(lambda way=way: way(one))
         with torch.inference_mode():
             got = torch.cat([way(window) for window in windows.split(1)])
         error = (got.float() - expected)[:, 0][body].abs().numpy()
         print(
-            f"  {name}: {seconds:.3f} s, to the limit {limit / seconds:.2f}; error in the body "
-            f"{error.mean():.3f} HU mean, {np.quantile(error, 0.999):.3f} "
-            "HU 99.9th percentile"
+            f"  {name}: {seconds:.3f} s, to the float32 limit {limit / seconds:.2f}; error in the "
+            f"body {error.mean():.3f} HU mean, {np.quantile(error, 0.999):.3f} HU 99.9th "
+            f"percentile; ready after {ready:.0f} s"
         )
-        eager = seconds if "project" in name else eager
-    return eager
 
 
 def _autocast(network: HUModel) -> HUModel:
@@ -107,27 +136,33 @@ def _autocast(network: HUModel) -> HUModel:
     return run
 
 
-def _compiled(network: HUModel, example: Tensor) -> HUModel | None:
-    compiled = torch.compile(network, dynamic=False)
-    start = time.perf_counter()
-    try:
-        with torch.inference_mode():
-            compiled(example)
-    except Exception as error:  # noqa: BLE001 - no compiler, or one that fails
-        print(f"  torch.compile: {type(error).__name__}: {str(error)[:100]}")
-        return None
-    print(f"  torch.compile took {time.perf_counter() - start:.0f} s")
-    return compiled
+def _aot(network: torch.nn.Module, example: Tensor) -> HUModel:
+    """Compiled ahead of time, for one matrix."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(mode=False):
+        package = torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - so documented
+            torch.export.export(network, (example.clone(),)),
+            package_path=str(Path(folder) / "model.pt2"),
+        )
+        return torch._inductor.aoti_load_package(package)  # noqa: SLF001
+
+
+def _openvino(network: torch.nn.Module, example: Tensor, precision: str) -> HUModel:
+    import openvino
+
+    model = openvino.convert_model(torch.export.export(network, (example.clone(),)))
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
+    compiled = openvino.compile_model(model, "CPU", settings)
+    return lambda hu: torch.from_numpy(compiled(hu.numpy())[0].copy())
 
 
 def best(run: Callable[[], object]) -> float:
-    """Seconds that this thread computes in the quickest of some runs."""
+    """Seconds that this process computes in the quickest of some runs, with one thread at work."""
     taken = []
     with torch.inference_mode():
         for _ in range(REPEATS):
-            start = time.thread_time()
+            start = time.process_time()
             run()
-            taken.append(time.thread_time() - start)
+            taken.append(time.process_time() - start)
     return min(taken)
 
 
@@ -163,31 +198,39 @@ def halves(network: HUModel, low: np.ndarray) -> None:
             )
 
 
-def dicom_to_dicom(folder: Path, network: float) -> None:
-    """A whole restoration in this process, without Prefect."""
-    from flows import stores
-    from flows.compute.models import Models
-    from flows.compute.restoration import Prepared, Request, prepare, restore_series
+def dicom_to_dicom(folder: Path) -> None:
+    """A whole restoration in this process against its network alone, on the same slices."""
+    from flows.compute.models import Models, load
+    from flows.compute.restoration import Request, restore_alone
     from flows.settings import DenoiseSettings
+    from storage.dicom.index import SeriesIndex
 
     (found,), _ = find_series(folder)
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as writer:
+    used = Models("starter").resolve()
+    model = load(used, None, "cpu")
+    low = np.stack(list(HuDecoder(found.root, order(found.headers, Limits(min_slices=1)))))
+    list(rounded(model, low[:4]))
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
         settings = DenoiseSettings(model="starter", device="cpu")
-        models = Models("starter", None)
-        models.load(models.resolve(), "cpu")
-        request = Request(
-            folder, Path(name), models, settings, stores.restored(), writer, lambda _: None
-        )
-        start = time.perf_counter()
-        prepared = prepare(request, found)
-        assert isinstance(prepared, Prepared), prepared
-        outcome = restore_series(request, prepared)
-        seconds = time.perf_counter() - start
-    each = seconds / outcome.slices
+        request = Request(folder, place / "out", place, SeriesIndex(place / "index"), settings)
+        request.target.mkdir()
+        whole = timed(lambda: restore_alone(request, (found, used)))
+    alone = timed(lambda: list(rounded(model, low)))
+    slices = len(low)
     print(
-        f"DICOM to DICOM: {outcome.outcome}, {each:.3f} s a slice, {network / each:.2f} of the "
-        "network's rate"
+        f"DICOM to DICOM, {slices} slices, {torch.get_num_threads()} threads: "
+        f"{whole[0] / slices:.3f} s a slice, the network alone {alone[0] / slices:.3f}: "
+        f"{alone[0] / whole[0]:.2f} of its rate; by seconds of all cores "
+        f"{whole[1] / slices:.3f} and {alone[1] / slices:.3f}: {alone[1] / whole[1]:.2f}"
     )
+
+
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds from start to end, and of all cores."""
+    start, computed = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - start, time.process_time() - computed
 
 
 def cold(folder: Path) -> None:

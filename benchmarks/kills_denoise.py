@@ -17,7 +17,6 @@ import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,9 @@ from torch import Tensor, nn
 from flows import stores
 from flows.compute import derivation, models
 from flows.compute.restoration import Request
-from flows.denoise import restored
-from flows.settings import DenoiseSettings
+from flows.compute.slice_display import SliceDisplay
+from flows.compute.sources import restored
+from flows.settings import ClusterSettings, DenoiseSettings
 from hqinet.restoration.export import save_exported
 from storage.dicom.finding import find_series
 from storage.dicom.writing import SeriesIdentity, write_series
@@ -103,13 +103,9 @@ def start_denoise(source: Path, target: Path) -> int:
         return process
     try:
         found, _ = find_series(source)
-        with ThreadPoolExecutor(1) as writer:
-            settings = DenoiseSettings(model="starter", device="cpu")
-            used = models.Models("starter", None)
-            request = Request(
-                source, target, used, settings, stores.restored(), writer, lambda _: None
-            )
-            outcomes = list(restored(request, found))
+        settings = DenoiseSettings(model="starter", device="cpu")
+        request = Request(source, target, stores.scratch(), stores.restored(), settings)
+        outcomes = list(restored(request, found, ClusterSettings(), SliceDisplay(0)))
         well = {one.outcome for one in outcomes} <= {"restored", "done before"}
         os._exit(not well)
     except BaseException as error:  # noqa: BLE001 - the parent is told by the status

@@ -2,90 +2,40 @@
 
 A series is restored whole or not at all. What cannot be read is refused, what lies outside of what
 the model knows is said (refused with `strict`), and what a model did that is not the removal of
-noise is kept from use. While a series is restored the next one is read and its slices are written.
+noise is kept from use.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from pydantic import BaseModel
 
-from flows import events, stores
-from flows.compute.models import DenoiseError, Models
-from flows.compute.progress import SliceDisplay
-from flows.compute.restoration import (
-    Prepared,
-    Request,
-    SeriesOutcome,
-    about,
-    left_aside,
-    prepare,
-    restore_series,
-)
-from flows.settings import DenoiseSettings, Settings
+from flows import events
+from flows.compute.sources import DenoiseResult, line_of, restore_source
+from flows.settings import ClusterSettings, DenoiseSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
-from storage.dicom.finding import FoundSeries, find_series, opened
-from storage.dicom.headers import FileHeader
 
-DEFAULTS = Settings().denoise
-
-
-class DenoiseResult(BaseModel):
-    """What `hqinet denoise --json` prints."""
-
-    destination: str
-    series: list[SeriesOutcome]
-
-    def count(self, outcome: str) -> int:
-        """How many series ended so."""
-        return Counter(row.outcome for row in self.series)[outcome]
+DEFAULTS = Settings()
 
 
 @flow(name="denoise")
-def denoise(source: str, destination: str, settings: DenoiseSettings = DEFAULTS) -> DenoiseResult:
+def denoise(
+    source: str,
+    destination: str,
+    settings: DenoiseSettings = DEFAULTS.denoise,
+    cluster: ClusterSettings = DEFAULTS.cluster,
+) -> DenoiseResult:
     """Restore every low-dose or plain CT series of a source.
 
     Args:
         source: A folder, a zip or a file of DICOM, in any layout; it is never written to.
         destination: Folder in which each derived series gets a folder.
         settings: Which series, which model, how much.
+        cluster: Where Dask runs; without one, series are restored in this process.
     """
-    named, target = Path(source), Path(destination).absolute()
-    with opened(named, stores.scratch()) as place:
-        found, unreadable = find_series(place)
-        if not found and not unreadable:
-            raise DenoiseError(f"source {source} holds no CT image: give a folder, zip or file")
-        aside = {one.uid: left_aside(one, settings) for one in found}
-        chosen = [one for one in found if aside[one.uid] is None]
-        target.mkdir(parents=True, exist_ok=True)
-        outcomes = [_unreadable(header) for header in unreadable]
-        outcomes += [
-            SeriesOutcome(outcome="left aside", reasons=[reason], **about(one))
-            for one in found
-            if (reason := aside[one.uid])
-        ]
-        with SliceDisplay(sum(map(_slices, chosen))) as display, ThreadPoolExecutor(1) as writer:
-            request = Request(
-                source=named,
-                target=target,
-                models=Models(settings.model, settings.dose),
-                settings=settings,
-                index=stores.restored(),
-                writer=writer,
-                restored=display.advance,
-            )
-            for one, outcome in zip(chosen, restored(request, chosen), strict=True):
-                outcomes.append(outcome)
-                if outcome.outcome not in ("restored", "quarantined"):
-                    display.leave_out(_slices(one))
-                display.announce(f"{chosen.index(one) + 1}/{len(chosen)} {_line(outcome)}")
-    result = DenoiseResult(destination=str(target), series=outcomes)
+    result = restore_source(Path(source), Path(destination), settings, cluster)
     publish(result)
-    events.series_ended(outcomes)
+    events.series_ended(result.series)
     return ended(result, *_ending(result))
 
 
@@ -94,46 +44,8 @@ def _ending(result: DenoiseResult) -> tuple[str | None, str]:
     for name, outcome in ((QUARANTINED, "quarantined"), (REFUSED, "refused")):
         rows = [row for row in result.series if row.outcome == outcome]
         if rows:
-            return name, f"{len(rows)} series {outcome}, the first: {_line(rows[0])}"
+            return name, f"{len(rows)} series {outcome}, the first: {line_of(rows[0])}"
     return None, ""
-
-
-def restored(request: Request, chosen: Sequence[FoundSeries]) -> Iterator[SeriesOutcome]:
-    """Restore series one after another, the next one being read meanwhile."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(prepare, request, one) for one in chosen[:1]]
-        for following in [*chosen[1:], None]:
-            if not coming:
-                return
-            prepared = coming.pop().result()
-            if following is not None:
-                coming.append(reader.submit(prepare, request, following))
-            if isinstance(prepared, Prepared):
-                yield restore_series(request, prepared)
-            else:
-                yield prepared
-
-
-def _slices(found: FoundSeries) -> int:
-    return sum(len(header.frames) for header in found.headers)
-
-
-def _unreadable(header: FileHeader) -> SeriesOutcome:
-    return SeriesOutcome(
-        outcome="refused",
-        source=header.path,
-        description="",
-        code=str(header.code),
-        reasons=[header.reason or ""],
-    )
-
-
-def _line(outcome: SeriesOutcome) -> str:
-    name = outcome.description or outcome.source
-    line = f"{name}: {outcome.outcome}"
-    if outcome.seconds:
-        line += f", {outcome.slices} slices in {outcome.seconds:.1f} s"
-    return line + "".join(f"; {reason}" for reason in [*outcome.reasons, *outcome.warnings])
 
 
 def publish(result: DenoiseResult) -> None:

@@ -7,40 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import events, lineage, stores
+from flows.compute.measurement import Measurement
 from flows.compute.pairs import pair_of
 from flows.compute.progress import announce
+from flows.compute.workers import on_devices
 from flows.errors import FlowError
 from flows.evaluations import artifact, counting, judge, rival_of, stored_summary
-from flows.settings import EvaluateSettings, Settings
-from hqinet.devices import pick_device
+from flows.settings import ClusterSettings, EvaluateSettings, Settings
 from hqinet.quality import gate
-from hqinet.quality.evaluation import RESTORED, measure_patient, measure_unrestored
 from hqinet.quality.evidence import Evidence
 from hqinet.quality.policy import load_policy
 from hqinet.quality.reader_study import ReaderStudy, ask_observer
 from hqinet.quality.statistics import per_patient
-from hqinet.quality.tasks import perform_tasks
 from hqinet.report import comparison
 from hqinet.report import page as report
-from hqinet.report.key_slices import CHOSEN_BY, choose_slices, keep_views
-from hqinet.restoration.export import load_exported
-from hqinet.restoration.restore import HUModel, InferenceError, restore_to_file
-from hqinet.samples.pairs import VolumePair
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
 from storage.ingest.cohort import SYNTHETIC
 from storage.models.registry import ModelVersion
 from storage.provenance import code_version
 
-DEFAULTS = Settings().evaluate
-POLICY = Settings().policy
+DEFAULTS = Settings()
 
 
 class EvaluationError(FlowError):
@@ -62,8 +55,9 @@ def evaluate(
     model: str = "latest",
     commit: int | None = None,
     split: str = "test",
-    policy: str = POLICY,
-    settings: EvaluateSettings = DEFAULTS,
+    policy: str = DEFAULTS.policy,
+    settings: EvaluateSettings = DEFAULTS.evaluate,
+    cluster: ClusterSettings = DEFAULTS.cluster,
 ) -> EvaluateResult:
     """Restore and measure every patient of a split, and write the report.
 
@@ -76,6 +70,7 @@ def evaluate(
         split: train, validation or test.
         policy: Promotion policy that the report's verdict is made by.
         settings: How volumes are restored.
+        cluster: Where Dask runs; without one, patients are measured in this process.
     """
     rules = load_policy(policy)
     version = stores.registry().version(model)
@@ -83,16 +78,10 @@ def evaluate(
     patients = check_leakage(version, snapshot, split)
     rival = rival_of(version)
     if rival is not None:
-        evaluate_rival(rival, snapshot, split, settings)
+        evaluate_rival(rival, snapshot, split, settings, cluster)
     with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
         file = stores.registry().model_file(version, Path(folder))
-        budget = report.BYTES_FOR_IMAGES // len(patients)
-        results = [
-            restore_and_measure.with_options(task_run_name=f"measure {row.patient}")(
-                snapshot, row, file, settings, budget
-            )
-            for row in patients
-        ]
+        results = measure(snapshot, patients, file, settings, cluster)
     study = ask_observer([result.tasks for result in results if result.tasks is not None])
     evidence = evidence_of(results, frozenset(simulated(snapshot, split)), study)
     verdict = judge(rules, version, evidence, rival, snapshot)
@@ -127,57 +116,44 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
 
 
 @task(cache_policy=NO_CACHE)
-def restore_and_measure(
-    snapshot: Snapshot, row: Accepted, file: Path, settings: EvaluateSettings, budget: int
-) -> report.PatientResult:
-    """Restore one patient and measure every slice, low dose and restored.
-
-    Who cannot be restored is a result, too: the model loses by name, and the others count.
-    """
-    device = pick_device(settings.device)
-    pair = pair_of(snapshot, row)
-    try:
-        model = load_exported(file, device, dose=pair.known_dose())
-        result = judged(pair, row, model, device, settings.batch, budget)
-    except InferenceError as error:
-        measured = measure_unrestored(
-            pair, spacing=row.spacing[1:], device=device, batch=settings.batch
-        )
-        result = report.PatientResult(row.patient, row.anatomy, measured, [], str(error))
-    announce(f"{row.patient}: {result.failure or 'restored and measured'} ({row.slices} slices)")
-    return result
-
-
-def judged(
-    pair: VolumePair,
-    row: Accepted,
-    model: HUModel,
-    device: torch.device,
-    batch: int,
-    budget: int,
-) -> report.PatientResult:
-    """What a report says of a patient; the restored volume lies in scratch meanwhile."""
-    with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
-        file = Path(folder) / "restored.npy"
-        restored = restore_to_file(model, pair.low, file, device=device, batch=batch)
-        measured = measure_patient(
-            pair, restored, spacing=row.spacing[1:], device=device, batch=batch
-        )
-        slices = measured.per_slice
-        quality = slices[slices["image"] == RESTORED][CHOSEN_BY].to_numpy()
-        views = keep_views(pair, restored, choose_slices(quality), budget)
-        tasks = perform_tasks(pair, restored, model, spacing=row.spacing[1:], device=device)
-    return report.PatientResult(row.patient, row.anatomy, measured, views, tasks=tasks)
+def measure(
+    snapshot: Snapshot,
+    patients: list[Accepted],
+    file: Path,
+    settings: EvaluateSettings,
+    cluster: ClusterSettings,
+) -> list[report.PatientResult]:
+    """Restore and measure every patient, in the order of the patients."""
+    budget = report.BYTES_FOR_IMAGES // len(patients)
+    measurement = Measurement(file, settings, stores.scratch(), budget)
+    asked = ((row, pair_of(snapshot, row)) for row in patients)
+    results: dict[str, report.PatientResult] = {}
+    for (row, _), result in on_devices(
+        measurement,
+        asked,
+        cluster,
+        measurement.scratch,
+        settings.device,
+        lambda patient: patient[0].patient,
+    ):
+        results[row.patient] = result
+        became = result.failure or "restored and measured"
+        announce(f"{row.patient}: {became} ({row.slices} slices)")
+    return [results[row.patient] for row in patients]
 
 
 def evaluate_rival(
-    rival: ModelVersion, snapshot: Snapshot, split: str, settings: EvaluateSettings
+    rival: ModelVersion,
+    snapshot: Snapshot,
+    split: str,
+    settings: EvaluateSettings,
+    cluster: ClusterSettings,
 ) -> None:
     """Evaluate the champion on the same patients, unless an evaluation of it counts already."""
     if counting(rival, snapshot, split) is not None:
         return
     try:
-        evaluate(str(rival.version), snapshot.commit, split, settings=settings)
+        evaluate(str(rival.version), snapshot.commit, split, settings=settings, cluster=cluster)
     except EvaluationError as error:
         get_run_logger().warning("the champion cannot be compared: %s", error)
 

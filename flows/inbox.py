@@ -9,7 +9,8 @@ from pathlib import Path
 from prefect import flow, get_run_logger, tags
 from pydantic import BaseModel
 
-from flows.denoise import DenoiseResult, denoise
+from flows.compute.sources import DenoiseResult
+from flows.denoise import denoise
 from flows.events import AUTOMATIC
 from flows.ingest import ingest, refusals_in_a_line, shown_source
 from flows.operations.arrivals import Arrival, Taken, look_at, require_inbox

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from hqinet.restoration.starter import Lineage
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
-from storage.models.registry import ModelVersion
 from storage.provenance import code_version
+
+if TYPE_CHECKING:
+    # MLflow takes seconds to import.
+    from storage.models.registry import ModelVersion
 
 PATIENTS = "training_patients"
 CHOSEN_ON = "validation_patients"
@@ -52,7 +56,7 @@ def patient_tags(name: str, patients: list[str]) -> dict[str, str]:
     }
 
 
-def patients(version: ModelVersion, name: str) -> set[str] | None:
+def patients(version: "ModelVersion", name: str) -> set[str] | None:
     """Whom a version was trained on, or its epoch chosen on; None where it does not say."""
     if name not in version.tags:
         return None
@@ -60,7 +64,7 @@ def patients(version: ModelVersion, name: str) -> set[str] | None:
     return {patient for part in parts for patient in json.loads(part)}
 
 
-def leaked(version: ModelVersion, rows: Iterable[Accepted]) -> list[str]:
+def leaked(version: "ModelVersion", rows: Iterable[Accepted]) -> list[str]:
     """Which of these patients a version has seen.
 
     It was trained on them, or its best epoch was chosen on them and they now stand elsewhere than
@@ -75,7 +79,7 @@ def leaked(version: ModelVersion, rows: Iterable[Accepted]) -> list[str]:
     )
 
 
-def lineage_fields(version: ModelVersion) -> dict[str, str]:
+def lineage_fields(version: "ModelVersion") -> dict[str, str]:
     """What a version must say to be promoted; empty where it does not."""
     names = ("commit", "digest", "recipe", PATIENTS, CHOSEN_ON, "code_version")
     return {"run": version.run} | {name: version.tags.get(name, "") for name in names}

@@ -68,7 +68,9 @@ def pipeline(  # noqa: PLR0913, PLR0917 - a form on Prefect's page
             "ingest more patients, or move one with `hqinet dataset splits import`"
         )
     trained = train(recipe, ingested.commit, overrides=overrides, settings=train_settings)
-    evaluated = evaluate(str(trained.model), ingested.commit, SPLIT, policy, evaluate_settings)
+    evaluated = evaluate(
+        str(trained.model), ingested.commit, SPLIT, policy, evaluate_settings, cluster
+    )
     promoted = promote(trained.model, ingested.commit, policy)
     result = PipelineResult(ingest=ingested, train=trained, evaluate=evaluated, promote=promoted)
     refused = promoted.verdict == "refused"

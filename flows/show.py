@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from flows import stores
-from flows.compute.models import Models
+from flows.compute.models import Models, load
 from flows.compute.restoration import LEAST_SLICES
 from flows.errors import FlowError
 from flows.trace import record_of
@@ -53,11 +53,11 @@ def show_patient(patient: str, model: str) -> Image.Image:
         raise ShowError(
             f"{patient!r} is no path, no derived series of this home, and no patient: {error}"
         ) from error
-    models, device = Models(model, None), pick_device("auto")
+    used, device = Models(model).resolve(), pick_device("auto")
     middle = pair.low.shape[0] // 2
     first = max(middle - 1, 0)
     low = np.asarray(pair.low[first : middle + 2])
-    parts = restore(models.load(models.resolve(), "auto"), low, device=device)
+    parts = restore(load(used, None, "auto"), low, device=device)
     restored = np.concatenate([part for _, part in parts])
     at = middle - first
     return panel(low[at], restored[at], np.asarray(pair.full[middle : middle + 1])[0], pair.anatomy)

@@ -313,7 +313,8 @@ def register(job: Job) -> TrainResult:
     tags = lineage.tags(snapshot, job.recipe.name)
     if job.start:
         tags |= lineage.started_from(job.start, seen_by(job.start), snapshot)
-    registry.log_file(job.run, write_envelope(job.folder / ENVELOPE, snapshot))
+    drawn = job.recipe.sampling.dose
+    registry.log_file(job.run, write_envelope(job.folder / ENVELOPE, snapshot, drawn))
     version = registry.register(
         job.run, deployable(network, job.recipe.model), example_windows().numpy(), tags
     )

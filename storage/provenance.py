@@ -20,6 +20,11 @@ def code_version() -> str:
     return f"{installed}+{revision}" if revision else installed
 
 
+def is_exact(code: str) -> bool:
+    """Whether code of an equal `code_version` is the same code."""
+    return code[:1].isdigit() and not code.endswith("-dirty")
+
+
 def _revision(checkout: Path) -> str:
     """Empty where the folder itself is no checkout: an environment may lie inside another one."""
     if not (checkout / ".git").exists():

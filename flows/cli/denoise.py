@@ -1,13 +1,18 @@
 """The verb that restores series with a trained model."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from flows.cli.options import Home, Json, enter, leave, orchestrated
+from flows.cli.options import Home, Json, enter, leave, orchestrated, quiet
 from flows.operations import home as homes
+
+if TYPE_CHECKING:
+    from flows.compute.sources import DenoiseResult
+    from flows.settings import DenoiseSettings
 
 
 def denoise(
@@ -55,13 +60,29 @@ def denoise(
         (first, *_) = error.errors()
         name = str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
-    from flows import denoise as flow
+    result = _restored(source, destination, settings)
     from flows.cli import output
-    from flows.compute.models import load_ahead
 
-    # Meanwhile the server starts and the source is looked through.
-    load_ahead(settings.model, settings.dose, settings.device)
-    with orchestrated():
-        result = flow.denoise(str(source), str(destination), settings)
     output.answer(result.model_dump(), output.print_denoised, as_json=as_json)
     leave(refused=bool(result.count("refused") + result.count("quarantined")))
+
+
+def _restored(source: Path, destination: Path, settings: "DenoiseSettings") -> "DenoiseResult":
+    """A run that Prefect keeps where its server is up; one is not started for this alone.
+
+    It takes longer to start than a series to restore, and what was done stands in the home's index.
+    """
+    from flows.compute.models import load_ahead
+
+    # Meanwhile the source is looked through.
+    load_ahead(settings.model, settings.dose, settings.device)
+    if "PREFECT_API_URL" in os.environ:
+        from flows.denoise import denoise as flow
+
+        with orchestrated():
+            return flow(str(source), str(destination), settings)
+    from flows.compute.sources import restore_source
+    from flows.settings import Settings
+
+    with quiet():
+        return restore_source(source, destination, settings, Settings().cluster)

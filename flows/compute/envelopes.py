@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hqinet.quality.removal import highest_hu, noise_frequency
-from hqinet.restoration.envelope import Envelope, SeriesFacts, measured_noise
+from hqinet.restoration.envelope import Envelope, Range, SeriesFacts, measured_noise
 from hqinet.samples.pairs import HuVolume
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
@@ -21,10 +21,13 @@ ENVELOPE = "envelope.json"
 """Artifact of a model's run: what it was trained on."""
 
 
-def write_envelope(file: Path, snapshot: Snapshot) -> Path:
-    """Write what a model is trained on, by which `hqinet denoise` knows what it knows."""
+def write_envelope(file: Path, snapshot: Snapshot, drawn: Range | None) -> Path:
+    """Write what a model is trained on, by which `hqinet denoise` knows what it knows.
+
+    drawn: range of the doses that the recipe makes of the patients'.
+    """
     series = [_of_row(row, snapshot.volume(row.patient).low) for row in snapshot.patients("train")]
-    files.write(file, Envelope.of(series).model_dump_json(by_alias=True, indent=1).encode())
+    files.write(file, Envelope.of(series, drawn).model_dump_json(by_alias=True, indent=1).encode())
     return file
 
 
@@ -39,11 +42,13 @@ def _of_row(row: Accepted, low: HuVolume) -> SeriesFacts:
         noise=measured_noise(low),
         frequency=noise_frequency(low, row.spacing[1:]),
         highest=highest_hu(low),
+        kvp=row.kvp,
+        dose=row.implied_dose or row.dose_fraction,
     )
 
 
 def facts_of(
-    header: FileHeader, series: Series, low: NDArray[np.int16], rules: CohortRules
+    header: FileHeader, series: Series, low: NDArray[np.int16], rules: CohortRules, dose: float
 ) -> SeriesFacts:
     """What is known of a series that is to be restored.
 
@@ -51,6 +56,7 @@ def facts_of(
         header: of one of its files.
         low: the series in HU, (slices, rows, columns).
         rules: say which anatomy it is of.
+        dose: that it is taken for, over full dose.
     """
     _, *pixel = series.geometry.spacing
     return SeriesFacts(
@@ -63,4 +69,6 @@ def facts_of(
         noise=measured_noise(low),
         frequency=noise_frequency(low, (pixel[0], pixel[1])),
         highest=highest_hu(low),
+        kvp=series.kvp,
+        dose=dose,
     )

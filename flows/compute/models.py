@@ -1,24 +1,32 @@
 """Which model restores a series: resolved by name, brought to this machine, loaded once."""
 
 import hashlib
+import json
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
 from flows import lineage, stores
 from flows.compute.envelopes import ENVELOPE
 from flows.errors import FlowError
 from hqinet.devices import pick_device
+from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.envelope import Envelope
-from hqinet.restoration.export import load_exported
+from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.restore import HUModel
-from hqinet.restoration.starter import required_starter, starter_envelope
-from storage.models.registry import CHAMPION
-from storage.provenance import code_version
+from hqinet.restoration.starter import RECIPE, required_starter, starter_envelope
+from hqinet.training.recipe import Recipe, load_recipe
+from storage.provenance import code_version, is_exact
+
+if TYPE_CHECKING:
+    from storage.models.registry import ModelVersion, Registry
 
 STARTER = "starter"
+JOB = "run.json"
+"""Artifact of a run that `hqinet train` made: what was trained, and by which recipe."""
 _LOADED: dict[tuple[str, str, float | None], HUModel] = {}
 _LOADING = Lock()
 
@@ -35,6 +43,7 @@ class UsedModel:
         name: version number, or `starter`.
         identity: digest of its file.
         lineage: the way back to the training data.
+        network: how this version of the project builds its network; None where another one made it.
     """
 
     name: str
@@ -42,13 +51,14 @@ class UsedModel:
     identity: str
     envelope: Envelope | None
     lineage: dict[str, str]
+    network: ModelRecipe | None = None
 
 
 class Models:
-    """Resolves the model that was asked for, once a series, and keeps what it has loaded."""
+    """Resolves the model that was asked for, once a series, and brings its file to this machine."""
 
-    def __init__(self, asked: str, dose: float | None) -> None:
-        self._asked, self._dose = asked, dose
+    def __init__(self, asked: str) -> None:
+        self._asked = asked
         self._used: dict[str, UsedModel] = {}
         self._folder = tempfile.TemporaryDirectory(dir=stores.scratch())
 
@@ -60,6 +70,9 @@ class Models:
         """
         if self._asked == STARTER:
             return self._starter()
+        # MLflow takes seconds to import, which the starter need not wait for.
+        from storage.models.registry import CHAMPION  # noqa: PLC0415
+
         registry = stores.registry()
         versions = registry.versions()
         if self._asked == CHAMPION and not any(CHAMPION in row.aliases for row in versions):
@@ -72,36 +85,55 @@ class Models:
             path = registry.fetch(version.run, ENVELOPE, folder)
             envelope = None if path is None else Envelope.model_validate_json(path.read_text())
             stated = lineage.lineage_fields(version)
-            self._used[name] = UsedModel(name, file, _digest(file), envelope, stated)
+            network = _network_of(registry, version, folder)
+            self._used[name] = UsedModel(name, file, _digest(file), envelope, stated, network)
         return self._used[name]
-
-    def load(self, used: UsedModel, device: str) -> HUModel:
-        """The model as a function from HU to HU; loaded once in this process."""
-        key = used.identity, device, self._dose
-        with _LOADING:
-            if key not in _LOADED:
-                _LOADED[key] = load_exported(used.file, pick_device(device), dose=self._dose)
-            return _LOADED[key]
 
     def _starter(self) -> UsedModel:
         file = required_starter()
         if STARTER not in self._used:
             stated = {"model": STARTER, "code_version": code_version()}
             self._used[STARTER] = UsedModel(
-                STARTER, file, _digest(file), starter_envelope(), stated
+                STARTER,
+                file,
+                _digest(file),
+                starter_envelope(),
+                stated,
+                load_recipe(RECIPE).model,
             )
         return self._used[STARTER]
+
+
+def _network_of(registry: "Registry", version: "ModelVersion", folder: Path) -> ModelRecipe | None:
+    """How the network of a version is built, if the code that exported it is the present one."""
+    if version.tags.get("code_version") != code_version() or not is_exact(code_version()):
+        return None
+    file = registry.fetch(version.run, JOB, folder)
+    if file is None:
+        return None
+    return Recipe.model_validate(json.loads(file.read_text("utf-8"))["recipe"]).model
+
+
+def load(used: UsedModel, dose: float | None, device: str) -> HUModel:
+    """The model as a function from HU to HU; loaded once in this process."""
+    key = used.identity, device, dose
+    with _LOADING:
+        if key not in _LOADED:
+            chosen, model = pick_device(device), None
+            if used.network is not None:
+                model = load_built(used.file, used.network, chosen, dose=dose)
+            _LOADED[key] = model or load_exported(used.file, chosen, dose=dose)
+        return _LOADED[key]
 
 
 def load_ahead(model: str, dose: float | None, device: str) -> None:
     """Begin to load a model, which takes seconds, in a thread; what prevents it is raised later."""
 
-    def load() -> None:
-        models = Models(model, dose)
+    def prepare() -> None:
         with suppress(Exception):
-            models.load(models.resolve(), device)
+            load(Models(model).resolve(), dose, device)
 
-    Thread(target=load).start()
+    Thread(target=prepare).start()
 
 
 def _digest(file: Path) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from flows import stores
-from flows.compute.models import DenoiseError, Models
+from flows.compute.models import DenoiseError, Models, load
 from flows.compute.restoration import LEAST_SLICES, decoded
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
@@ -73,8 +73,7 @@ def replay_series(files: Sequence[Path], record: SeriesRecord | None, device: st
 def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> tuple[int, float]:
     """Pixels that differ, and the largest difference in HU."""
     options = json.loads(record.options)
-    models = Models(record.model, options["dose"])
-    used = models.resolve()
+    used = Models(record.model).resolve()
     if used.identity != record.identity:
         raise DenoiseError(
             f"model {record.model} is {used.identity[:12]} here, and was {record.identity[:12]} "
@@ -88,7 +87,10 @@ def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> t
         low = decoded(found.root, series, Path(folder) / "low.npy")
         chosen = pick_device(device)
         blocks = rounded(
-            models.load(used, device), low, device=chosen, strength=options["strength"]
+            load(used, options["dose"], device),
+            low,
+            device=chosen,
+            strength=options["strength"],
         )
         after = (hu for _, block in blocks for hu in block)
         return _differences(said, found, series, low, after)

@@ -8,16 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from flows import stores
 from flows.compute.derivation import derivation_of, new_record
 from flows.compute.envelopes import facts_of
-from flows.compute.models import Models, UsedModel
+from flows.compute.models import UsedModel, load
 from flows.settings import DenoiseSettings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
@@ -54,27 +53,27 @@ class SeriesOutcome(BaseModel):
     code: str = ""
     reasons: list[str] = []
     warnings: list[str] = []
+    unjudged: list[str] = []
+    """What is not known of the training data, or of the series."""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What all series of one call share.
+    """What all series of one call share; picklable, for a worker restores series, too.
 
     Attributes:
         source: as it was named: a folder, a zip or a file.
         target: folder in which each derived series gets a folder.
-        writer: a thread that writes one instance while the next slice is restored.
-        restored: told of each slice that was restored.
+        scratch: folder for volumes under construction.
+        index: knows where every derived series of the home lies.
     """
 
     source: Path
     target: Path
-    models: Models
-    settings: DenoiseSettings
+    scratch: Path
     index: SeriesIndex
-    writer: ThreadPoolExecutor
-    restored: Callable[[int], None]
+    settings: DenoiseSettings
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,16 @@ def about(found: FoundSeries) -> dict[str, Any]:
     return {"source": folder, "description": found.description}
 
 
-def prepare(request: Request, found: FoundSeries) -> Prepared | SeriesOutcome:
+def restore_alone(request: Request, asked: tuple[FoundSeries, UsedModel]) -> SeriesOutcome:
+    """Read, restore, write and judge one series; what a worker does."""
+    prepared = prepare(request, *asked)
+    if isinstance(prepared, SeriesOutcome):
+        return prepared
+    return restore_series(request, prepared, lambda _: None)
+
+
+def prepare(request: Request, found: FoundSeries, used: UsedModel) -> Prepared | SeriesOutcome:
     """Read a series and look it over; what became of it where it is not to be restored."""
-    used = request.models.resolve()
     said = about(found) | {"model": used.name}
     try:
         series = order(found.headers, LEAST_SLICES)
@@ -137,10 +143,16 @@ def _prepared(
     said["series"] = record.series
     if place.is_done(digest, settings.compress):
         return SeriesOutcome(outcome="done before", folder=str(place.final), **said)
-    scratch = tempfile.TemporaryDirectory(dir=stores.scratch())
+    before = place.quarantined(digest, removal_limits(settings).model_dump_json())
+    if before is not None and not (before.warnings and settings.strict):
+        said |= {"warnings": before.warnings, "reasons": before.quarantined, "code": before.code}
+        return SeriesOutcome(outcome="quarantined", **said)
+    request.scratch.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.TemporaryDirectory(dir=request.scratch)
     try:
         low = decoded(found.root, series, Path(scratch.name) / "low.npy")
-        warnings = said["warnings"] = _warnings(found, series, low, used, settings)
+        warnings, unjudged = _beside_training(found, series, low, used, settings)
+        said |= {"warnings": warnings, "unjudged": unjudged}
         if warnings and settings.strict:
             scratch.cleanup()
             return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
@@ -159,20 +171,27 @@ def source_path(source: Path, found: FoundSeries) -> str:
     return os.path.commonpath([path.parent for path in paths])
 
 
-def restore_series(request: Request, prepared: Prepared) -> SeriesOutcome:
-    """Restore a series that was prepared, write it, and give it its name if it may be used."""
+def restore_series(
+    request: Request, prepared: Prepared, advance: Callable[[int], None]
+) -> SeriesOutcome:
+    """Restore a series that was prepared, write it, and give it its name if it may be used.
+
+    advance: told how many slices were restored, each time.
+    """
     begun, place = monotonic(), prepared.place
     said = prepared.about | {"folder": str(place.final)}
     with prepared.scratch, place.begin(prepared.record) as record:
         try:
-            restored = _restored(request, prepared, record)
+            restored = _restored(request, prepared, record, advance)
             code, objections = "not_noise", objections_to(prepared.low, restored, request.settings)
         except HqinetError as error:
             code, objections = "not_restored", [str(error)]
         seconds = round(monotonic() - begun, 2)
-        done = record.model_copy(update={"seconds": seconds, "quarantined": objections})
+        done = record.model_copy(update={"seconds": seconds})
         if objections:
-            place.quarantine(done)
+            limits = removal_limits(request.settings).model_dump_json()
+            judged = {"quarantined": objections, "code": code, "limits": limits}
+            place.quarantine(done.model_copy(update=judged))
             said |= {"folder": "", "code": code, "reasons": objections, "seconds": seconds}
             return SeriesOutcome(outcome="quarantined", **said)
         done = done.model_copy(update={"instances": len(prepared.series.slices)})
@@ -181,7 +200,9 @@ def restore_series(request: Request, prepared: Prepared) -> SeriesOutcome:
     return SeriesOutcome(outcome="restored", seconds=seconds, **said)
 
 
-def _restored(request: Request, prepared: Prepared, record: SeriesRecord) -> NDArray[np.int16]:
+def _restored(
+    request: Request, prepared: Prepared, record: SeriesRecord, advance: Callable[[int], None]
+) -> NDArray[np.int16]:
     """Restore all slices, each written into the draft while the next ones are restored.
 
     Raises:
@@ -190,32 +211,29 @@ def _restored(request: Request, prepared: Prepared, record: SeriesRecord) -> NDA
     settings, low = request.settings, prepared.low
     file = Path(prepared.scratch.name) / "restored.npy"
     restored = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=low.shape)
-    write = _Writing(request, prepared, derivation_of(prepared.used, settings, record))
     blocks = rounded(
-        request.models.load(prepared.used, settings.device),
+        load(prepared.used, settings.dose, settings.device),
         low,
         device=pick_device(settings.device),
         batch=settings.batch,
         strength=settings.strength,
     )
-    try:
+    with _Writing(prepared, derivation_of(prepared.used, settings, record)) as writing:
         for first, block in blocks:
             restored[first : first + len(block)] = block
-            write.upto(first + len(block), restored)
-            request.restored(len(block))
-    finally:
-        write.wait()
+            writing.upto(first + len(block), restored)
+            advance(len(block))
     return restored
 
 
 class _Writing:
     """Writes instances into the draft in the order of space, a few slices behind the model."""
 
-    def __init__(self, request: Request, prepared: Prepared, derivation: Derivation) -> None:
+    def __init__(self, prepared: Prepared, derivation: Derivation) -> None:
         found = prepared.found
         file_of = {header.path: header for header in found.headers}
         files = [file_of[item.path] for item in prepared.series.slices]
-        self._writer = request.writer
+        self._writer = ThreadPoolExecutor(1)
         self._low, self._place, self._derivation = prepared.low, prepared.place, derivation
         self._sources = source_images(found.root, prepared.series)
         self._references = referenced_series(
@@ -224,13 +242,20 @@ class _Writing:
         self._number = 0
         self._pending: Future[None] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Return when what was asked for is written; raises what prevented it."""
+        with self._writer:
+            self._wait()
+
     def upto(self, stop: int, restored: NDArray[np.int16]) -> None:
         """Have all slices before `stop` written, once those of the last call are."""
-        self.wait()
+        self._wait()
         self._pending = self._writer.submit(self._write, stop, restored)
 
-    def wait(self) -> None:
-        """Return when what was asked for is written; raises what prevented it."""
+    def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
 
@@ -249,9 +274,14 @@ def objections_to(
     """Why what was removed is no noise; nothing was asked to be removed at strength 0."""
     if settings.strength == 0:
         return []
+    return judge_removal(low, restored).objections(removal_limits(settings))
+
+
+def removal_limits(settings: DenoiseSettings) -> RemovalLimits:
+    """By what a restoration is judged."""
     # Of the noise, that of the dose which lacks is to be removed, and of that the share asked for.
     least = RemovalLimits().least * settings.strength * (1 - (settings.dose or USUAL_DOSE))
-    return judge_removal(low, restored).objections(RemovalLimits(least=least))
+    return RemovalLimits(least=least)
 
 
 def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
@@ -263,14 +293,16 @@ def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
     return volume
 
 
-def _warnings(
+def _beside_training(
     found: FoundSeries,
     series: Series,
     low: NDArray[np.int16],
     used: UsedModel,
     settings: DenoiseSettings,
-) -> list[str]:
-    """Why the series lies outside what the model was trained on, one line a reason."""
+) -> tuple[list[str], list[str]]:
+    """Why the series lies outside what the model was trained on, and what of it is not judged."""
     if used.envelope is None:
-        return [f"model {used.name} keeps no record of what it was trained on"]
-    return used.envelope.warnings(facts_of(found.headers[0], series, low, _rules(settings)))
+        return [f"model {used.name} keeps no record of what it was trained on"], []
+    dose = settings.dose or USUAL_DOSE
+    facts = facts_of(found.headers[0], series, low, _rules(settings), dose)
+    return used.envelope.warnings(facts), used.envelope.unjudged(facts)

@@ -18,7 +18,8 @@ from typing import Any, Self, TypeVar
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import Future as DaskFuture
 
 from flows.errors import FlowError
 from flows.settings import ClusterSettings
@@ -27,6 +28,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 ClusterClass = Callable[..., Any]
 LOCAL = "local"
+GPU = "GPU"
+"""Resource of a worker that has a GPU to itself, as `dask worker --nthreads 1 --resources GPU=1`
+says it, or the class of a cluster."""
 
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
 logger = logging.getLogger("hqinet.cluster")
@@ -98,13 +102,22 @@ class Workers:
         return failed or bool(self._client.result().scheduler_info()["workers"])
 
     def run(
-        self, function: Callable[[Item], Result], items: Iterable[Item], retries: int
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        retries: int,
+        *,
+        gpu: bool = False,
     ) -> Iterator[tuple[Item, Result | Exception]]:
         """Run one future an item; yield items with results, or what they failed with, as they end.
 
         Args:
             retries: how often an item is tried again. An item whose worker dies is done again on
                 another one, up to Dask's own limit of three deaths, whatever this says.
+            gpu: only on workers that have one, an item at a time.
+
+        Raises:
+            ClusterError: no worker is there, or none with a GPU.
         """
         waiting = iter(items)
         first = list(islice(waiting, _IN_FLIGHT))
@@ -112,16 +125,21 @@ class Workers:
             return
         self.start()
         client = self._started()
-        item_of = {
-            client.submit(function, item, retries=retries, pure=False): item for item in first
-        }
+        if gpu:
+            self._require_gpu(client)
+
+        def submit(item: Item) -> DaskFuture:
+            resources = {GPU: 1} if gpu else None
+            return client.submit(function, item, retries=retries, pure=False, resources=resources)
+
+        item_of = {submit(item): item for item in first}
         done = as_completed(list(item_of))
         for future in done:
             item = item_of.pop(future)
             error = future.exception()
             yield item, future.result() if error is None else error
             for following in islice(waiting, 1):
-                new = client.submit(function, following, retries=retries, pure=False)
+                new = submit(following)
                 item_of[new] = following
                 done.add(new)
 
@@ -139,6 +157,16 @@ class Workers:
             f"no worker came to the cluster {self._settings.where} within {QUEUE} s: look at "
             "its queue and its workers' logs, then run again"
         )
+
+    def _require_gpu(self, client: Client) -> None:
+        """Without a worker of that kind Dask would wait for one for ever."""
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if not any(worker["resources"].get(GPU) for worker in workers):
+            raise ClusterError(
+                f"no worker of the cluster {self._settings.where} has the resource {GPU}: start "
+                f'them with `dask worker --nthreads 1 --resources "{GPU}=1"`, or set the device '
+                "to auto"
+            )
 
     def _open(self, kind: ClusterClass | None, opened: Future[Client]) -> None:
         try:
@@ -200,6 +228,41 @@ class Workers:
                 " look at HQINET_CLUSTER__ARGUMENTS, and whether what it runs on is up"
             ) from error
         return cluster
+
+
+def on_devices(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    cluster: ClusterSettings,
+    scratch: Path,
+    device: str,
+    name: Callable[[Item], str],
+) -> Iterator[tuple[Item, Result]]:
+    """Run work that takes a whole device: here, or on the workers of a cluster that was asked for.
+
+    Yields items with results: here one after another, from a cluster as they end.
+
+    Args:
+        name: of an item, for people.
+
+    Raises:
+        ClusterError: no worker survives an item.
+        Exception: what an item failed with; the others are given up.
+    """
+    if cluster.where == LOCAL:
+        for item in items:
+            yield item, function(item)
+        return
+    with Workers(cluster, scratch) as workers:
+        for item, result in workers.run(function, items, retries=0, gpu=device == "cuda"):
+            if isinstance(result, KilledWorker):
+                raise ClusterError(
+                    f"{name(item)}: every worker of the cluster {cluster.where} that took it died: "
+                    "look at their memory and logs, then run again; what is done stays"
+                ) from result
+            if isinstance(result, Exception):
+                raise result
+            yield item, result
 
 
 def cluster_class(path: str) -> ClusterClass:

@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from hqinet.noise import noise_level
 from hqinet.samples.pairs import HuVolume
 
-SCHEMA = 1
+SCHEMA = 2
 JUDGED_SLICES = 8
 """Evenly spaced slices that a series' noise is measured on."""
 _LEEWAY = 1.25
 """Factor by which a length or a noise level may lie outside what was trained on."""
+_VOLTAGE_LEEWAY = 1.02
+"""Of the tube voltage, which scanners set to the kilovolt: another one is another contrast."""
 _NO_KNOWLEDGE = {"other", "unknown"}
 Range = tuple[float, float]
 
@@ -37,6 +39,10 @@ class SeriesFacts(BaseModel):
     highest: float | None = Field(
         None, description="HU that one pixel in a thousand of the body exceeds; None: not measured."
     )
+    kvp: float | None = Field(None, description="Tube voltage, kV; None: not known.")
+    dose: float | None = Field(
+        None, description="Dose over full dose: implied by a pair's noise, else stated."
+    )
 
     @field_validator("frequency", "highest")
     @classmethod
@@ -47,7 +53,8 @@ class SeriesFacts(BaseModel):
 class Envelope(BaseModel):
     """The training data of a model: words that occurred, ranges that were covered.
 
-    Words `other` and `unknown` are no knowledge, and never inside.
+    Words `other` and `unknown` are no knowledge, and never inside. A range that is None is not
+    judged: no training patient is known to have such a value, or schema 1 did not keep it.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -63,16 +70,22 @@ class Envelope(BaseModel):
     noise: Range
     frequency: Range | None = None
     highest: Range | None = None
+    kvp: Range | None = None
+    dose: Range | None = None
 
     @classmethod
-    def of(cls, series: Sequence[SeriesFacts]) -> "Envelope":
-        """The envelope of the series that a model was trained on; at least one."""
+    def of(cls, series: Sequence[SeriesFacts], drawn: Range | None = None) -> "Envelope":
+        """The envelope of the series that a model was trained on; at least one.
+
+        drawn: range of the doses that training made of them.
+        """
 
         def words(name: str) -> tuple[str, ...]:
             return tuple(sorted({getattr(one, name) for one in series} - _NO_KNOWLEDGE))
 
-        def span(name: str) -> Range | None:
+        def span(name: str, beside: Range | None = None) -> Range | None:
             values = [float(value) for one in series if (value := getattr(one, name)) is not None]
+            values += beside or ()
             return (min(values), max(values)) if values else None
 
         return cls(
@@ -86,6 +99,8 @@ class Envelope(BaseModel):
             noise=span("noise"),
             frequency=span("frequency"),
             highest=span("highest"),
+            kvp=span("kvp"),
+            dose=span("dose", drawn),
         )
 
     def warnings(self, facts: SeriesFacts) -> list[str]:
@@ -99,23 +114,36 @@ class Envelope(BaseModel):
             )
             if value not in known
         ]
-        for what, value, known, unit in (
+        for what, value, known, unit in self._ranges(facts):
+            if value is None or known is None:
+                continue
+            low, high = known
+            leeway = _VOLTAGE_LEEWAY if unit == "kV" else _LEEWAY
+            if not low / leeway <= value <= high * leeway:
+                found.append(
+                    f"{what} {value:.3g} {unit} is outside {low:.3g} to {high:.3g} {unit}, which "
+                    "was trained on"
+                )
+        return found
+
+    def unjudged(self, facts: SeriesFacts) -> list[str]:
+        """What is not known of the training data or of the series, by name."""
+        return [name for name, *values, _ in self._ranges(facts) if None in values]
+
+    def _ranges(
+        self, facts: SeriesFacts
+    ) -> tuple[tuple[str, float | None, Range | None, str], ...]:
+        """Names, values of a series, ranges and units."""
+        return (
             ("pixel size", facts.pixel, self.pixel, "mm"),
             ("slice increment", facts.increment, self.increment, "mm"),
             ("matrix", facts.matrix, self.matrix, "pixels"),
             ("noise level", facts.noise, self.noise, "HU"),
             ("mean frequency of the noise", facts.frequency, self.frequency, "1/mm"),
             ("highest HU", facts.highest, self.highest, "HU"),
-        ):
-            if value is None or known is None:
-                continue
-            low, high = known
-            if not low / _LEEWAY <= value <= high * _LEEWAY:
-                found.append(
-                    f"{what} {value:.3g} {unit} is outside {low:.3g} to {high:.3g} {unit}, which "
-                    "was trained on"
-                )
-        return found
+            ("tube voltage", facts.kvp, self.kvp, "kV"),
+            ("dose", facts.dose, self.dose, "of full dose"),
+        )
 
 
 def measured_noise(volume: HuVolume) -> float:

@@ -3,12 +3,12 @@
 from importlib import resources
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from hqinet.errors import HqinetError
 from hqinet.restoration.envelope import Envelope
+from hqinet.restoration.export import archived_weights
 
 RECIPE = "starter"
 """Name of the recipe that it was trained by."""
@@ -56,9 +56,9 @@ def exported_weights(file: Path) -> dict[str, Tensor]:
 
     A network with batch norm was exported with its norms folded, and takes none of them.
     """
-    state = torch.export.load(file).state_dict
     own = "network."
-    return {name.removeprefix(own): x.detach() for name, x in state.items() if name.startswith(own)}
+    state = archived_weights(file)
+    return {name.removeprefix(own): x for name, x in state.items() if name.startswith(own)}
 
 
 def starter_card() -> str:

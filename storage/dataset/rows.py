@@ -43,6 +43,8 @@ class Accepted:
             not be measured, or was not yet.
         simulated: what the low dose was made with; None where it was delivered.
         realisations: of the low dose, which differ in their noise; more than one if simulated.
+        kvp: tube voltage of the low series in kV; None where it states none, its images differ, or
+            it was ingested before this was kept.
     """
 
     patient: str
@@ -68,6 +70,7 @@ class Accepted:
     implied_dose: float | None = None
     simulated: str | None = None
     realisations: int = 1
+    kvp: float | None = None
     status: Literal["accepted"] = "accepted"
 
     @property
@@ -172,6 +175,7 @@ SCHEMA = delta.schema(
         "implied_dose": pa.float64(),
         "simulated": pa.string(),
         "realisations": pa.int64(),
+        "kvp": pa.float64(),
     },
     SCHEMA_NUMBER,
 )
@@ -181,6 +185,7 @@ _RENAMED = {1: {"studies": "identity_evidence"}}
 # Of the data, not of the delivery: another copy of the same files changes none of them.
 _DIGESTED = [name for name in _FIRST_COLUMNS if name != "fingerprint"]
 # What doses are implied and simulated is not among them: the digest of the volume stands for both.
+# Nor is the tube voltage: the same data would be other data than before it was kept.
 _DIGESTED_LATER: tuple[str, ...] = ()
 
 

@@ -39,6 +39,8 @@ class SeriesRecord(BaseModel):
         software: version of the code.
         instances: how many there are; 0 while they are not.
         seconds: that it took.
+        quarantined: why it must not be used; empty if it may. `code` says of which kind that is,
+            `limits` what it was judged by.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -58,6 +60,8 @@ class SeriesRecord(BaseModel):
     seconds: float = 0.0
     warnings: list[str] = []
     quarantined: list[str] = []
+    code: str = ""
+    limits: str = ""
     lineage: dict[str, Any] = {}
 
     def text(self) -> bytes:
@@ -106,6 +110,13 @@ class Destination:
             and self.final.is_dir()
             and len(list(self.final.iterdir())) == record.instances
         )
+
+    def quarantined(self, source: str, limits: str) -> SeriesRecord | None:
+        """Why the series, made of this source and judged by these limits, must not be used."""
+        record = self.record()
+        if record is None or not record.quarantined:
+            return None
+        return record if (record.source, record.limits) == (source, limits) else None
 
     @contextmanager
     def begin(self, record: SeriesRecord) -> Iterator[SeriesRecord]:

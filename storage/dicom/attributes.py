@@ -27,6 +27,7 @@ _KEYWORDS = (
     "Manufacturer",
     "ConvolutionKernel",
     "SliceThickness",
+    "KVP",
     "BodyPartExamined",
     "Rows",
     "Columns",

@@ -8,12 +8,12 @@ import copy
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.sr.codedict import Code as CodedConcept
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -68,6 +68,14 @@ SYNTAXES: dict[str, UID] = {"jpeg-ls": JPEGLSLossless, "rle": RLELossless}
 def series_uid(source: str, identity: str, options: str) -> UID:
     """SeriesInstanceUID of what a model makes of a source series with some options."""
     return derived_uid("series", source, identity, options)
+
+
+class CodedConcept(NamedTuple):
+    """A code and what it means (PS3.3 8.8); pydicom's own brings a dictionary of all there are."""
+
+    value: str
+    scheme_designator: str
+    meaning: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ class FileHeader:
         kernel: ConvolutionKernel; all of them where the frames of an image differ.
         thickness: SliceThickness in mm; None, too, where the frames of an image differ.
         tilt: GantryDetectorTilt in degrees.
+        kvp: tube voltage in kV; None, too, where the frames of an image differ.
         code, reason: why the file alone is reason enough for a refusal.
         frames: one, or one a frame of an Enhanced image.
         stored: None for what is no image.
@@ -73,6 +74,7 @@ class FileHeader:
     rows: int = 0
     columns: int = 0
     tilt: float | None = None
+    kvp: float | None = None
     code: Code | None = None
     reason: str | None = None
     frames: tuple[Frame, ...] = ()
@@ -193,10 +195,11 @@ class _Reader:
             body_part=self.text("BodyPartExamined"),
             manufacturer=self.text("Manufacturer"),
             kernel=self.kernel(),
-            thickness=self.thickness(),
+            thickness=self.one_number("SliceThickness", "PixelMeasuresSequence"),
             rows=int(self.header.get("Rows") or 0),
             columns=int(self.header.get("Columns") or 0),
             tilt=(numbers(self.header, "GantryDetectorTilt", 1) or (None,))[0],
+            kvp=self.one_number("KVP", "CTXRayDetailsSequence"),
             code=verdict.code if verdict else None,
             reason=verdict.reason if verdict else None,
             frames=of_frames,
@@ -217,10 +220,10 @@ class _Reader:
         groups = holders(self.header, "ConvolutionKernel", *macros)
         return "\\".join(sorted({text(group, "ConvolutionKernel") for group in groups}))
 
-    def thickness(self) -> float | None:
-        """SliceThickness in mm; None when absent or where frames differ."""
-        groups = holders(self.header, "SliceThickness", "PixelMeasuresSequence")
-        said = {numbers(group, "SliceThickness", 1) for group in groups}
+    def one_number(self, keyword: str, macro: str) -> float | None:
+        """An attribute that functional groups may hold; None when absent or where they differ."""
+        groups = holders(self.header, keyword, macro)
+        said = {numbers(group, keyword, 1) for group in groups}
         return (said.pop() or (None,))[0] if len(said) == 1 else None
 
     def text(self, keyword: str) -> str:

@@ -40,6 +40,7 @@ class Series:
         kernels: ConvolutionKernel, and others where files that have one differ; sorted.
         thickness: SliceThickness in mm; None where files that have one differ.
         mixed: which of the two differ between files, in words.
+        kvp: tube voltage in kV; None where files that state one differ.
         rows, columns: of every slice.
         slices: by ascending position; `geometry` says where each lies.
     """
@@ -49,6 +50,7 @@ class Series:
     kernels: tuple[str, ...]
     thickness: float | None
     mixed: tuple[str, ...]
+    kvp: float | None
     rows: int
     columns: int
     geometry: Geometry
@@ -73,6 +75,7 @@ def order(headers: Sequence[FileHeader], limits: Limits) -> Series:
     images, geometry = measure(images_of(headers), limits)
     kernels = {header.kernel for header in headers if header.kernel}
     thicknesses = {header.thickness for header in headers if header.thickness is not None}
+    voltages = {header.kvp for header in headers if header.kvp is not None}
     counts = {"kernel": len(kernels), "slice thickness": len(thicknesses)}
     first = headers[0]
     return Series(
@@ -81,6 +84,7 @@ def order(headers: Sequence[FileHeader], limits: Limits) -> Series:
         kernels=tuple(sorted(kernels)),
         thickness=next(iter(thicknesses)) if len(thicknesses) == 1 else None,
         mixed=tuple(name for name, count in counts.items() if count > 1),
+        kvp=next(iter(voltages)) if len(voltages) == 1 else None,
         rows=first.rows,
         columns=first.columns,
         geometry=geometry,

@@ -120,6 +120,7 @@ class Conversion:
             dose_fraction=pair.dose_fraction,
             vendor=pair.full.vendor,
             kernel=pair.full.kernel,
+            kvp=pair.low.series.kvp,
             note=note,
             fingerprint=pair.fingerprint,
             pixels=written.pixels,

@@ -29,14 +29,14 @@ _RECENT = timedelta(hours=12)
 class RememberedRecords(BaseModel):
     """The records of one delivery, by the digest of their file's path."""
 
-    schema_number: Literal[1] = 1
+    schema_number: Literal[2] = 2
     records: dict[str, Record]
 
 
 class RememberedConversion(BaseModel):
     """What became of one pair that was read."""
 
-    schema_number: Literal[3] = 3
+    schema_number: Literal[4] = 4
     row: Annotated[Accepted | Refused, Field(discriminator="status")]
 
 

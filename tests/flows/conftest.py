@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 # `flows` enters a home when it is imported, which collecting these tests does.
 _HOME = tempfile.TemporaryDirectory(prefix="hqinet-tests-", ignore_cleanup_errors=True)
@@ -93,6 +94,15 @@ def prefect_server() -> Iterator[str]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield PREFECT_API_URL.value()
+
+
+@pytest.fixture(scope="session")
+def dask_cluster() -> Iterator[LocalCluster]:
+    """A cluster of two worker processes, that has an address as any other."""
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """Restoration end to end: what comes out, what is refused, what is kept from use, and kills."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -10,13 +13,15 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from torch import nn
 
 from flows import stores, trace
 from flows.compute.models import DenoiseError
+from flows.compute.workers import ClusterError
 from flows.denoise import denoise
 from flows.ingest import ingest
-from flows.settings import DenoiseSettings
+from flows.settings import ClusterSettings, DenoiseSettings
 from hqinet.restoration.envelope import Envelope, SeriesFacts
 from storage.models.registry import DatasetInputs
 
@@ -208,8 +213,27 @@ def test_what_is_not_the_removal_of_noise_is_quarantined(
     assert (row["outcome"], row["code"]) == ("quarantined", code)
     assert any(says in reason for reason in row["reasons"])
     assert [path.name for path in tmp_path.iterdir()] == [f"{row['series']}.json"]
-    record = json.loads((tmp_path / f"{row['series']}.json").read_text())
-    assert record["quarantined"] == row["reasons"]
+    file = tmp_path / f"{row['series']}.json"
+    assert json.loads(file.read_text())["quarantined"] == row["reasons"]
+
+
+def test_a_quarantined_series_is_remembered_until_it_would_be_judged_otherwise(
+    source, models, tmp_path
+):
+    first = restore(source, tmp_path, models["BoneShifter"])["Low Dose Images"]
+    file = tmp_path / f"{first['series']}.json"
+    written = file.stat().st_mtime_ns
+    again = restore(source, tmp_path, models["BoneShifter"])["Low Dose Images"]
+    assert again == first | {"seconds": 0.0}
+    assert file.stat().st_mtime_ns == written
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"limits": record["limits"].replace("20.0", "30.0")}))
+    anew = restore(source, tmp_path, models["BoneShifter"])["Low Dose Images"]
+    assert anew["reasons"] == first["reasons"]
+    assert file.stat().st_mtime_ns != written
+    assert json.loads(file.read_text())["limits"] == record["limits"]
+    other = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    assert other["outcome"] == "restored"
 
 
 def test_a_series_outside_the_envelope_is_warned_of_and_refused_when_strict(
@@ -235,6 +259,60 @@ def test_one_slice_alone_is_restored(models, tmp_path, series):
     # Three times the same slice: this model then changes nothing, which is told.
     assert row["slices"] == 1
     assert "does nothing here" in row["reasons"][0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, series) -> Path:
+    """Two low-dose series, one of them long."""
+    root, random = tmp_path_factory.mktemp("two"), np.random.default_rng(5)
+    for patient, slices in (("L900", SLICES), ("L901", 300)):
+        hu = anatomy()[:1] + random.normal(0, 30, (slices, ROWS, ROWS))
+        series(patient, "Low Dose Images", hu=hu.round().astype(np.int16)).write(root / patient)
+    return root
+
+
+def test_workers_write_the_bytes_that_one_process_writes_though_one_of_them_dies(
+    two, models, tmp_path, dask_cluster
+):
+    asked = DenoiseSettings(model=models["Smoother"], device="cpu")
+    here = denoise(str(two), str(tmp_path / "here"), asked)
+    there = tmp_path / "there"
+    there.mkdir()
+    for file in (tmp_path / "here").glob("*.json"):
+        # Of a restoration that was killed: the time of its beginning, which instances state, stays.
+        record = json.loads(file.read_text()) | {"instances": 0}
+        (there / file.name).write_text(json.dumps(record))
+    (long,) = (row.series for row in here.series if row.slices == 300)
+    killer = threading.Thread(target=kill_worker, args=(dask_cluster, there / f"{long}.draft"))
+    killer.start()
+    cluster = ClusterSettings(where=dask_cluster.scheduler_address)
+    result = denoise(str(two), str(there), asked, cluster)
+    killer.join()
+    ended = sorted((row.outcome, row.slices) for row in result.series)
+    assert ended == [("restored", SLICES), ("restored", 300)]
+    for row in here.series:
+        files = {file.name: file.read_bytes() for file in Path(row.folder).iterdir()}
+        assert {file.name: file.read_bytes() for file in (there / row.series).iterdir()} == files
+    again = denoise(str(two), str(there), asked, cluster)
+    assert {row.outcome for row in again.series} == {"done before"}
+
+
+def kill_worker(cluster: LocalCluster, draft: Path) -> None:
+    """Kill the worker that is writing a draft."""
+    end = time.monotonic() + 60
+    while not (draft.is_dir() and any(draft.iterdir())):
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        (busy, *_) = (worker for worker, tasks in client.processing().items() if tasks)
+        os.kill(client.run(os.getpid, workers=[busy])[busy], signal.SIGKILL)
+
+
+def test_a_gpu_is_asked_of_a_worker_that_has_one(two, models, tmp_path, dask_cluster):
+    asked = DenoiseSettings(model=models["Smoother"], device="cuda")
+    cluster = ClusterSettings(where=dask_cluster.scheduler_address)
+    with pytest.raises(ClusterError, match="has the resource GPU: start them"):
+        denoise(str(two), str(tmp_path), asked, cluster)
 
 
 def test_a_kill_leaves_no_half_series_and_a_rerun_the_same_pixels(

@@ -16,7 +16,7 @@ from flows.evaluate import EvaluationError, compare, evaluate
 from flows.evaluations import PromotionError
 from flows.ingest import ingest
 from flows.promote import promote, repair, rollback_promotion
-from flows.settings import IngestSettings, Settings
+from flows.settings import ClusterSettings, IngestSettings, Settings
 from storage.dataset.upkeep import import_splits
 from storage.models.registry import DatasetInputs
 
@@ -93,6 +93,17 @@ def test_who_was_not_evaluated_here_is_refused_and_told_how(champion):
     assert result.verdict == "refused"
     assert f"hqinet evaluate --model {version}" in result.reasons[0]
     assert evaluations.champion().version == champion
+
+
+def test_workers_measure_what_one_process_measures(champion, dask_cluster):
+    here, cluster = evaluate(str(champion)), ClusterSettings(where=dask_cluster.scheduler_address)
+    folder = Path(here.report)
+    before = {
+        name: (folder / name).read_bytes() for name in ("per_slice.parquet", "per_patient.csv")
+    }
+    there = evaluate(str(champion), cluster=cluster)
+    assert there == here
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_an_evaluation_that_was_killed_while_its_summary_was_stored_counts_as_none(champion):

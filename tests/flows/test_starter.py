@@ -11,7 +11,7 @@ from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.starter import add_starter
 from flows.train import train
-from hqinet.restoration.export import load_exported
+from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.starter import starter_file, starter_lineage
 from hqinet.training.interrupts import TrainingError
 from hqinet.training.recipe import load_recipe
@@ -36,7 +36,7 @@ def test_it_is_registered_with_whom_it_has_seen_and_restores_as_the_file_does(ad
     assert version.aliases == ()
     windows = 40 + 30 * torch.randn(1, 3, 64, 64)
     registered = load_exported(stores.registry().model_file(version, tmp_path))
-    shipped = load_exported(starter_file())
+    shipped = load_built(starter_file(), load_recipe("starter").model, dose=None)
     with torch.inference_mode():
         torch.testing.assert_close(registered(windows), shipped(windows), atol=0.01, rtol=0)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from flows import events, inbox, stores
-from flows.denoise import DenoiseResult, denoise
+from flows.compute.sources import DenoiseResult
+from flows.denoise import denoise
 from flows.evaluations import PromotionError
 from flows.inbox import denoise_inbox, ingest_inbox
 from flows.ingest import ingest

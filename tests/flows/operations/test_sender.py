@@ -11,7 +11,7 @@ import pytest
 
 from flows import inbox
 from flows.compute.restoration import SeriesOutcome
-from flows.denoise import DenoiseResult
+from flows.compute.sources import DenoiseResult
 from flows.operations import outbox as module
 from flows.operations import sender
 from flows.operations.outbox import Outbox

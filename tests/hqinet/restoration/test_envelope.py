@@ -15,6 +15,8 @@ KNOWN = SeriesFacts(
     noise=30.0,
     frequency=0.25,
     highest=800.0,
+    kvp=120.0,
+    dose=0.25,
 )
 ENVELOPE = Envelope.of([KNOWN, KNOWN.model_copy(update={"pixel": 0.9, "noise": 60.0})])
 
@@ -36,6 +38,8 @@ def test_what_was_trained_on_is_inside_and_a_little_beyond_it_too():
         ("matrix", 1024, "matrix 1.02e+03 pixels"),
         ("frequency", 0.5, "mean frequency of the noise 0.5 1/mm is outside 0.25 to 0.25 1/mm"),
         ("highest", 3000.0, "highest HU 3e+03 HU"),
+        ("kvp", 110.0, "tube voltage 110 kV is outside 120 to 120 kV"),
+        ("dose", 0.1, "dose 0.1 of full dose is outside 0.25 to 0.25 of full dose"),
         ("noise", 200.0, "noise level 200 HU is outside 30 to 60 HU"),
     ],
 )
@@ -52,10 +56,25 @@ def test_the_noise_of_a_volume_is_measured():
 
 
 def test_what_cannot_be_measured_or_was_not_is_not_judged():
-    unknown = KNOWN.model_copy(update={"frequency": None, "highest": None})
+    names = ["mean frequency of the noise", "highest HU", "tube voltage", "dose"]
+    unknown = KNOWN.model_copy(update=dict.fromkeys(("frequency", "highest", "kvp", "dose")))
     assert ENVELOPE.warnings(unknown) == []
+    assert ENVELOPE.unjudged(unknown) == names
+    assert Envelope.of([unknown]).unjudged(KNOWN) == names
+    assert ENVELOPE.unjudged(KNOWN) == []
     assert Envelope.of([unknown]).warnings(KNOWN) == []
     assert SeriesFacts(**KNOWN.model_dump() | {"frequency": float("nan")}).frequency is None
+
+
+def test_an_envelope_of_schema_1_opens_and_does_not_judge_what_it_lacks():
+    old = ENVELOPE.model_dump(by_alias=True, exclude={"kvp", "dose"}) | {"schema": 1}
+    opened = Envelope.model_validate(old)
+    assert opened.warnings(KNOWN.model_copy(update={"kvp": 80.0, "dose": 0.9})) == []
+    assert opened.unjudged(KNOWN) == ["tube voltage", "dose"]
+
+
+def test_doses_that_training_draws_are_known():
+    assert Envelope.of([KNOWN], (0.08, 0.5)).dose == (0.08, 0.5)
 
 
 def test_words_that_say_nothing_are_no_knowledge():

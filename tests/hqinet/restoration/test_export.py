@@ -5,19 +5,27 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import mlflow.pytorch
 import pytest
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from hqinet.networks.hqinet import build
 from hqinet.networks.recipe import HQINetRecipe, ModelRecipe, REDCNNRecipe
-from hqinet.restoration.export import USUAL_DOSE, deployable, example_windows, load_exported
-from hqinet.restoration.restore import Restorer
+from hqinet.restoration.export import (
+    USUAL_DOSE,
+    ArchiveError,
+    archived_weights,
+    deployable,
+    example_windows,
+    load_built,
+    load_exported,
+)
+from hqinet.restoration.restore import HUModel, Restorer
 from storage.models.registry import SIGNATURE
 
 NETWORKS: dict[str, ModelRecipe] = {
@@ -43,7 +51,7 @@ def hu(n: int, rows: int, columns: int) -> torch.Tensor:
     return 60 + 300 * torch.randn(n, 3, rows, columns, generator=generator)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exported:
     network: nn.Module
     recipe: ModelRecipe
@@ -53,9 +61,10 @@ class Exported:
     def eager(self) -> Restorer:
         return Restorer(self.network, self.recipe.removed(USUAL_DOSE)).eval()
 
-    @property
-    def program(self) -> ExportedProgram:
-        return torch.export.load(self.path)
+    @cached_property
+    def loaded(self) -> HUModel:
+        """Loaded once, which takes seconds: nothing may change it."""
+        return load_exported(self.path)
 
 
 def exported(name: str, folder: Path) -> Exported:
@@ -80,18 +89,44 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_equal_to_the_network_at_any_batch_height_and_width(model: Exported) -> None:
-    loaded, eager = load_exported(model.path), model.eager
+    eager = model.eager
     for size in SIZES:
         windows = hu(*size)
         with torch.no_grad():
-            torch.testing.assert_close(loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
+            torch.testing.assert_close(model.loaded(windows), eager(windows), rtol=1e-4, atol=1e-2)
+
+
+def test_what_is_built_with_the_weights_of_the_file_gives_the_pixels_of_its_program(
+    model: Exported,
+) -> None:
+    built = load_built(model.path, model.recipe, dose=None)
+    for size in SIZES:
+        windows = hu(*size)
+        with torch.inference_mode():
+            assert torch.equal(built(windows), model.loaded(windows))
+
+
+def test_weights_of_another_network_build_none(model: Exported) -> None:
+    other = REDCNNRecipe(network="redcnn", channels=5)
+    assert load_built(model.path, other, dose=None) is None
+
+
+def test_a_file_without_float32_weights_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(ArchiveError, match="holds no float32 weights"):
+        archived_weights(tmp_path / "text")
+    program = torch.export.export(nn.Linear(2, 2).double(), (torch.zeros(1, 2).double(),))
+    torch.export.save(program, tmp_path / "double.pt2")
+    with pytest.raises(ArchiveError, match="pickled, or not float32"):
+        archived_weights(tmp_path / "double.pt2")
 
 
 def test_the_dose_decides_how_much_is_taken_off(model: Exported) -> None:
     windows = hu(2, 50, 70)
     middle = windows[:, 1:2]
     restored = {
-        dose: load_exported(model.path, dose=dose)(windows).detach() for dose in (None, 0.1, 0.6)
+        dose: load_built(model.path, model.recipe, dose=dose)(windows).detach()
+        for dose in (None, 0.1, 0.6)
     }
     if model.recipe.estimates == "full":
         assert torch.equal(restored[0.1], restored[None])
@@ -120,7 +155,7 @@ def test_deployable_has_no_batch_norm_left_and_equals_the_network() -> None:
 
 
 def test_no_device_is_baked_in(model: Exported) -> None:
-    moved = move_to_device_pass(model.program, "meta")
+    moved = move_to_device_pass(torch.export.load(model.path), "meta")
     named = [node.kwargs["device"] for node in moved.graph.nodes if "device" in node.kwargs]
     assert {torch.device(device).type for device in named} <= {"meta"}
     assert moved.module()(torch.empty(3, 3, 57, 101, device="meta")).shape == (3, 1, 57, 101)

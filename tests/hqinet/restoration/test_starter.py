@@ -10,8 +10,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from hqinet.networks.hqinet import build
-from hqinet.restoration.export import load_exported
+from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.starter import (
+    RECIPE,
     exported_weights,
     starter_envelope,
     starter_file,
@@ -41,7 +42,7 @@ def slices(softness: float, dose: float, seed: int = 0) -> tuple[torch.Tensor, t
 @pytest.mark.parametrize("dose", [0.1, 0.25])
 def test_an_isolated_slice_comes_closer_to_full_dose(softness: float, dose: float) -> None:
     low, full = slices(softness, dose)
-    model = load_exported(starter_file(), dose=dose)
+    model = load_built(starter_file(), load_recipe(RECIPE).model, dose=dose)
     restored = model(low.expand(1, 3, -1, -1).contiguous()).detach()[0, 0]
     before, after = (float((image - full).square().mean()) for image in (low, restored))
     assert 10 * math.log10(before / after) > 0.6 * 10 * math.log10(1 / dose)
@@ -67,8 +68,16 @@ def test_what_it_was_trained_on_is_stated() -> None:
     assert starter_file().with_name("card.md").is_file()
 
 
+def test_its_network_as_it_is_built_now_gives_the_pixels_of_its_program() -> None:
+    built = load_built(starter_file(), load_recipe(RECIPE).model, dose=0.1)
+    program = load_exported(starter_file(), dose=0.1)
+    windows = 40 + 30 * torch.randn(2, 3, 75, 101, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(built(windows), program(windows))
+
+
 def test_its_weights_are_those_of_the_network_of_its_recipe() -> None:
-    recipe = load_recipe("starter")
+    recipe = load_recipe(RECIPE)
     network = build(recipe.model, 0)
     network.load_state_dict(exported_weights(starter_file()))
     assert len(starter_lineage().training_patients) == starter_envelope().patients

@@ -142,6 +142,7 @@ ACCEPTED = Accepted(
     identity_evidence=("u",),
     frame_of_reference="r",
     size=7,
+    kvp=120.0,
 )
 REFUSED = Refused(
     key=keys.series("1.2", "unknown", "B"),
@@ -166,6 +167,7 @@ def test_rows_come_back_from_a_table_as_they_were():
 def test_a_digest_is_of_the_data_and_not_of_the_delivery():
     digest = rows.rows_digest([ACCEPTED, REFUSED])
     moved = replace(ACCEPTED, fingerprint="x", identity_evidence=(), frame_of_reference="", size=1)
+    moved = replace(moved, kvp=None)
     again = replace(REFUSED, fingerprint=None, delivery="")
     assert rows.rows_digest([again, moved, RESERVED]) == digest
     for change in ({"split": "test"}, {"note": None}, {"slice_fingerprints": ("a",)}):

@@ -127,8 +127,9 @@ def test_kernel_and_thickness_of_an_enhanced_pair_are_compared(
         image.save_as(file)
         group(file, frames, macro, ConvolutionKernel=[kernel, "x"])
         group(file, None, "PixelMeasuresSequence", SliceThickness=thickness)
+        group(file, frames, "CTXRayDetailsSequence", KVP=100 if dose == "low" else 120)
     (row,) = deliver(dataset, tmp_path / "source").outcome.accepted
-    assert row.kernel == "B30f"
+    assert (row.kernel, row.kvp) == ("B30f", 100)
     assert "kernels differ: low dose B50f, full dose B30f" in row.note
     assert "slice thickness differs: low dose 5 mm, full dose 3 mm" in row.note
 
@@ -142,11 +143,14 @@ def test_frames_of_several_kernels_or_thicknesses_have_none(
         group(file, None, "CTReconstructionSequence", ConvolutionKernel="B30f")
         measures = {"PixelSpacing": [0.7, 0.8], "SliceThickness": 3}
         group(file, None, "PixelMeasuresSequence", **measures)
+        group(file, slice(None), "CTXRayDetailsSequence", KVP=120)
     group(file, slice(7, 8), "CTReconstructionSequence", ConvolutionKernel="B50f")
     group(file, slice(7, 8), "PixelMeasuresSequence", **measures | {"SliceThickness": 5})
+    group(file, slice(7, 8), "CTXRayDetailsSequence", KVP=80)
     (row,) = deliver(dataset, tmp_path / "source").outcome.accepted
     assert row.note.split("; ") == [
         "kernels differ: low dose other, full dose B30f",
         *(f"{dose} dose: slices differ in rescale slope or intercept" for dose in ("low", "full")),
     ]
-    assert read_header(file.parent, file.name).thickness is None
+    header = read_header(file.parent, file.name)
+    assert (header.thickness, header.kvp, row.kvp) == (None, None, None)
