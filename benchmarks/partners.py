@@ -10,6 +10,7 @@ kept. Runs lie in FOLDER: started again, what is finished is not trained again.
 import argparse
 import math
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +52,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     held_out = [read_pair(options.data, patient, options.judged) for patient in HELD_OUT]
     gains = {}
-    for arm, pairs in arms(options.data, options.folder, options.slices):
-        for seed in SEEDS:
-            overrides = (
-                f"seed = {seed}",
-                "schedule.epochs = 5",
-                f"schedule.steps_per_epoch = {options.steps // 5}",
-            )
-            recipe = load_recipe(options.recipe, *overrides)
-            folder = options.folder / f"{options.recipe}-{options.steps}-{arm}-{seed}"
-            trained = train(recipe, pairs, [], folder=folder, device="cpu", observer=Silent())
-            gains[arm, seed] = [gain(trained.model, recipe, pair) for pair in held_out]
-            print(arm, seed, " ".join(f"{value:.2f}" for value in gains[arm, seed]), flush=True)
+    learnt = dict(arms(options.data, options.folder, options.slices))
+    for seed, (arm, pairs) in product(SEEDS, learnt.items()):
+        overrides = (
+            f"seed = {seed}",
+            "schedule.epochs = 5",
+            f"schedule.steps_per_epoch = {options.steps // 5}",
+        )
+        recipe = load_recipe(options.recipe, *overrides)
+        folder = options.folder / f"{options.recipe}-{options.steps}-{arm}-{seed}"
+        trained = train(recipe, pairs, [], folder=folder, device="cpu", observer=Silent())
+        gains[arm, seed] = [gain(trained.model, recipe, pair) for pair in held_out]
+        print(arm, seed, " ".join(f"{value:.2f}" for value in gains[arm, seed]), flush=True)
     report(gains)
 
 
