@@ -316,11 +316,11 @@ def test_a_gpu_is_asked_of_a_worker_that_has_one(two, models, tmp_path, dask_clu
 
 
 def test_a_kill_leaves_no_half_series_and_a_rerun_the_same_pixels(
-    source, models, home, tmp_path, hqinet, prefect_server
+    source, models, home, tmp_path, hqinet
 ):
     whole = restore(source, tmp_path / "whole", models["Smoother"])["Low Dose Images"]
     expected = _pixels(Path(whole["folder"]))
-    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    command = hqinet(tmp_path)
     command.home = home
     target = tmp_path / "killed"
     arguments = ["denoise", source, target, "--model", models["Smoother"], "--home", home]
@@ -343,6 +343,7 @@ def test_a_kill_leaves_no_half_series_and_a_rerun_the_same_pixels(
     assert row["outcome"] in ("restored", "done before")
     assert _pixels(Path(row["folder"])) == expected
     assert not list(target.glob("*.draft"))
+    assert not (home / "prefect" / "prefect.db").exists(), "a command by hand starts no server"
 
 
 def _pixels(folder: Path) -> dict[str, bytes]:

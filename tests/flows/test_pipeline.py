@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from flows import stores
+from flows.compute import models
 from flows.evaluate import EvaluationError, evaluate
 from flows.pipeline import PipelineResult, pipeline
 from flows.promote import promote
 from flows.settings import TrainSettings
 from flows.train import open_run, train
+from hqinet.restoration.export import load_built
 from hqinet.training.interrupts import TrainingError
-from hqinet.training.recipe import RecipeError
+from hqinet.training.recipe import RecipeError, load_recipe
 from storage.dataset.versions import Dataset
 from storage.models.registry import DatasetInputs, RegistryError
 
@@ -48,6 +50,17 @@ def test_the_registered_model_restores_without_the_project(result, tmp_path):
     file = stores.registry().model_file(stores.registry().version("latest"), tmp_path)
     hu = torch.randn(1, 3, 40, 50) * 30
     assert torch.export.load(file).module()(hu).shape == (1, 1, 40, 50)
+
+
+def test_the_network_of_a_version_of_this_code_is_built_and_of_another_is_not(
+    result, tiny_recipe, monkeypatch
+):
+    monkeypatch.setattr(models, "is_exact", lambda _: True)
+    used = models.Models(str(result.train.model)).resolve()
+    assert used.network == load_recipe(tiny_recipe).model
+    assert load_built(used.file, used.network, dose=None) is not None
+    monkeypatch.setattr(models, "code_version", lambda: "0.0.1")
+    assert models.Models(str(result.train.model)).resolve().network is None
 
 
 def test_the_run_holds_losses_recipe_curve_and_images(result):

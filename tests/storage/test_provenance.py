@@ -29,5 +29,12 @@ def test_a_folder_within_another_checkout_has_no_revision(tmp_path):
     assert provenance._revision(inner) == ""
 
 
+def test_equal_versions_are_equal_code_where_nothing_was_changed():
+    assert provenance.is_exact("0.1.0")
+    assert provenance.is_exact("0.1.0+1a2b3c4d5e6f")
+    assert not provenance.is_exact("0.1.0+1a2b3c4d5e6f-dirty")
+    assert not provenance.is_exact("not installed")
+
+
 def test_it_starts_with_the_installed_version():
     assert provenance.code_version().split("+")[0] == version("hqinet")
