@@ -145,7 +145,8 @@ def _prepared(
         return SeriesOutcome(outcome="done before", folder=str(place.final), **said)
     before = place.quarantined(digest, removal_limits(settings).model_dump_json())
     if before is not None and not (before.warnings and settings.strict):
-        said |= {"warnings": before.warnings, "reasons": before.quarantined, "code": before.code}
+        said |= {"reasons": before.quarantined, "code": before.code}
+        said |= before.model_dump(include={"warnings", "unjudged"})
         return SeriesOutcome(outcome="quarantined", **said)
     request.scratch.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(dir=request.scratch)
@@ -159,7 +160,7 @@ def _prepared(
     except BaseException:
         scratch.cleanup()
         raise
-    record = record.model_copy(update={"warnings": warnings})
+    record = record.model_copy(update={"warnings": warnings, "unjudged": unjudged})
     return Prepared(found, series, used, place, record, low, scratch, said)
 
 

@@ -39,6 +39,8 @@ class SeriesRecord(BaseModel):
         software: version of the code.
         instances: how many there are; 0 while they are not.
         seconds: that it took.
+        warnings: why it lies outside of what the model was trained on.
+        unjudged: what of that is not known.
         quarantined: why it must not be used; empty if it may. `code` says of which kind that is,
             `limits` what it was judged by.
     """
@@ -59,6 +61,7 @@ class SeriesRecord(BaseModel):
     instances: int = 0
     seconds: float = 0.0
     warnings: list[str] = []
+    unjudged: list[str] = []
     quarantined: list[str] = []
     code: str = ""
     limits: str = ""
