@@ -41,6 +41,7 @@ class SeriesRecord(BaseModel):
         seconds: that it took.
         quarantined: why it must not be used; empty if it may. `code` says of which kind that is,
             `limits` what it was judged by.
+        measured: of the source and of what was removed, as `flows/compute/restoration.py` has it.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -62,6 +63,7 @@ class SeriesRecord(BaseModel):
     quarantined: list[str] = []
     code: str = ""
     limits: str = ""
+    measured: dict[str, Any] = {}
     lineage: dict[str, Any] = {}
 
     def text(self) -> bytes:

@@ -1,6 +1,7 @@
 """What the state of a run is called, which events flows emit, and when an inbox is taken."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from flows.denoise import denoise
 from flows.evaluations import PromotionError
 from flows.inbox import denoise_inbox, ingest_inbox
 from flows.ingest import ingest
-from flows.maintenance import DamagedError, maintenance
+from flows.maintenance import DamagedError, due_in, maintenance
 from flows.operations.arrivals import InboxError
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
+from storage.dataset import upkeep
 from storage.dataset.upkeep import rollback
 
 
@@ -150,6 +152,26 @@ def test_maintenance_verifies_then_clears_and_leaves_a_damaged_dataset_alone(hom
     shutil.rmtree(volume)
     with pytest.raises(DamagedError, match=f"1 of 5 volumes .* the first of {row.patient}"):
         maintenance()
+
+
+def test_every_pixel_is_read_once_within_the_weeks_that_are_given():
+    patients = [f"L{number:03d}" for number in range(100)]
+    weeks = [datetime(2026, 1, 4, 4, tzinfo=UTC) + timedelta(weeks=n) for n in range(13)]
+    shares = [due_in(week, patients, 13) for week in weeks]
+    assert sorted(one for share in shares for one in share) == patients
+    assert max(map(len, shares)) < 20
+    assert due_in(weeks[0], patients, 1) == patients
+    assert due_in(weeks[0], patients, 0) == []
+
+
+def test_a_pixel_that_changed_is_found_by_maintenance(home, tmp_path, tiny_cohort, monkeypatch):
+    monkeypatch.setenv("HQINET_DATASET", str(tmp_path / "dataset"))
+    ingest(str(tiny_cohort), "tiny")
+    assert maintenance(deep_within=1).deep == 5
+    monkeypatch.setattr(upkeep.volumes, "digest", lambda *_: "another")
+    assert maintenance(deep_within=0).deep == 0
+    with pytest.raises(DamagedError, match=r"5 of 5 volumes of commit 1 are damaged, .* digest"):
+        maintenance(deep_within=1)
 
 
 def test_a_long_message_is_cut():
