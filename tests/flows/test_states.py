@@ -4,6 +4,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import pytest
 
 from flows import events, inbox, stores
@@ -81,6 +82,29 @@ def test_a_missing_inbox_is_one_line_with_its_absolute_path(home, monkeypatch):
     failed = denoise_inbox("nowhere", return_state=True)
     assert failed.is_failed()
     assert f"{home}/nowhere" in failed.message
+
+
+def test_a_prefix_of_an_object_store_is_an_inbox_too(home, tmp_path, tiny_cohort, s3, monkeypatch):
+    monkeypatch.setenv("HQINET_DATASET", str(tmp_path / "dataset"))
+    names = {"aws_endpoint": "AWS_ENDPOINT_URL"}
+    for name, value in s3.items():
+        monkeypatch.setenv(names.get(name, name.upper()), value)
+    bucket = boto3.resource("s3", endpoint_url=s3["aws_endpoint"]).Bucket("ct-data")
+    for file in tiny_cohort.rglob("*.dcm"):
+        bucket.upload_file(file, f"ward-7/{file.relative_to(tiny_cohort)}")
+    inbox = "s3://ct-data/ward-7"
+    assert ingest_inbox(inbox, quiet=3600).arriving == ["ward-7"]
+    assert not (home / "mirrors").exists()
+    assert ingest_inbox(inbox, quiet=0).taken == ["ward-7"]
+    snapshot = stores.dataset().snapshot()
+    assert (snapshot.commit, len(snapshot.patients()), snapshot.cohorts) == (1, 5, ["ward-7"])
+    assert ingest_inbox(inbox, quiet=0).taken == []
+    kept = {file: file.stat().st_mtime_ns for file in (home / "mirrors").rglob("*.dcm")}
+    next(iter(bucket.objects.filter(Prefix="ward-7/L109/"))).delete()
+    assert ingest_inbox(inbox, quiet=0).taken == ["ward-7"]
+    left = {file: file.stat().st_mtime_ns for file in (home / "mirrors").rglob("*.dcm")}
+    assert left.items() < kept.items()
+    assert len(left) == len(kept) - 1
 
 
 def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp_path):
