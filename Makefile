@@ -20,7 +20,7 @@ lint: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[idc,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[idc,server,test]'
 	touch $@
 
 clean:

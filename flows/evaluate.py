@@ -18,7 +18,7 @@ from flows.compute.pairs import pair_of
 from flows.compute.progress import announce
 from flows.compute.workers import on_devices
 from flows.errors import FlowError
-from flows.evaluations import artifact, counting, judge, rival_of, stored_summary
+from flows.evaluations import artifact, champion, counting, judge, stored_summary
 from flows.settings import ClusterSettings, EvaluateSettings, Settings
 from hqinet.quality import gate
 from hqinet.quality.evidence import Evidence
@@ -76,7 +76,9 @@ def evaluate(
     version = stores.registry().version(model)
     snapshot = stores.dataset().snapshot(commit)
     patients = check_leakage(version, snapshot, split)
-    rival = rival_of(version)
+    standing = champion()
+    is_champion = standing is not None and standing.version == version.version
+    rival = None if is_champion else standing
     if rival is not None:
         evaluate_rival(rival, snapshot, split, settings, cluster)
     with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
@@ -86,9 +88,9 @@ def evaluate(
     evidence = evidence_of(results, frozenset(simulated(snapshot, split)), study)
     verdict = judge(rules, version, evidence, rival, snapshot)
     theirs = None if rival is None else counting(rival, snapshot, split)
-    champion = None if theirs is None else theirs.table()
-    result = write_report(version, snapshot, split, policy, results, study, champion, verdict)
-    events.evaluation_written(version.version, snapshot.commit, split)
+    table = None if theirs is None else theirs.table()
+    result = write_report(version, snapshot, split, policy, results, study, table, verdict)
+    events.evaluation_written(version.version, snapshot.commit, split, of_champion=is_champion)
     return result
 
 
@@ -176,7 +178,7 @@ def write_report(
     policy: str,
     results: list[report.PatientResult],
     study: ReaderStudy,
-    champion: pd.DataFrame | None,
+    theirs: pd.DataFrame | None,
     verdict: gate.Verdict,
 ) -> EvaluateResult:
     """Write the report's folder, and store it with the run of the model."""
@@ -186,7 +188,7 @@ def write_report(
         simulated(snapshot, split),
         results,
         study,
-        champion,
+        theirs,
         verdict,
     )
     name = f"model-{version.version}-commit-{snapshot.commit}-{split}"

@@ -68,12 +68,6 @@ def champion(history: History | None = None) -> ModelVersion | None:
     return found
 
 
-def rival_of(version: ModelVersion, history: History | None = None) -> ModelVersion | None:
-    """The champion, where it is another version."""
-    found = champion(history)
-    return None if found is None or found.version == version.version else found
-
-
 def judge(
     policy: Policy,
     version: ModelVersion,

@@ -44,15 +44,24 @@ def model_registered(version: int, run: str, commit: int) -> None:
     emit("model.registered", _model(version), {"version": version, "run": run, "commit": commit})
 
 
-def evaluation_written(version: int, commit: int, split: str) -> None:
-    """A model version has a report on a split of a commit."""
+def evaluation_written(version: int, commit: int, split: str, *, of_champion: bool) -> None:
+    """A model version has a report on a split of a commit; there is nothing to judge a champion by.
+
+    The champion is evaluated again for each challenger, on the commit that both are compared on.
+    """
     payload = {"version": version, "commit": commit, "split": split}
-    emit("evaluation.written", _model(version), payload, split=split)
+    role = "champion" if of_champion else "challenger"
+    emit("evaluation.written", _model(version), payload, split=split, role=role)
 
 
 def champion_changed(version: int, before: int | None) -> None:
     """Another version restores from now on, by a promotion or a rollback."""
     emit("champion.changed", _model(version), {"version": version, "before": before})
+
+
+def drift_found(lines: list[str]) -> None:
+    """What scanners send has moved away from what the model was trained on."""
+    emit("drift.found", "drift", {"drift": lines})
 
 
 def series_ended(outcomes: Iterable[SeriesOutcome]) -> None:

@@ -13,7 +13,7 @@ from flows.compute.sources import DenoiseResult
 from flows.denoise import denoise
 from flows.events import AUTOMATIC
 from flows.ingest import ingest, refusals_in_a_line, shown_source
-from flows.operations.arrivals import Arrival, Taken, look_at, require_inbox
+from flows.operations.arrivals import Arrival, Taken, as_prefix, look_at, require_inbox
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
@@ -40,17 +40,20 @@ def ingest_inbox(
     """Ingest the inbox as one delivery, when it lies quiet and is not what was taken last.
 
     Args:
-        inbox: Folder; a relative one lies in the home. The cohort is called after it.
+        inbox: Folder, of which a relative one lies in the home, or the prefix of an object store.
+            The cohort is called after it.
         quiet: Seconds without a change after which it is taken.
         settings: How the cohort is read, checked and split.
         cluster: Where Dask runs.
     """
-    folder, taken = require_inbox(inbox), _taken("ingest")
-    arrival = look_at(folder)
+    prefix, taken = as_prefix(inbox, Settings().home.absolute()), _taken("ingest")
+    arrival = look_at(require_inbox(inbox)) if prefix is None else prefix.look()
     if not _is_due(arrival, taken, quiet):
         return _result([], [arrival], taken)
+    if prefix is not None:
+        prefix.fetch()
     with tags(AUTOMATIC):
-        outcome = ingest(shown_source(folder, settings), None, settings, cluster)
+        outcome = ingest(shown_source(arrival.path, settings), None, settings, cluster)
     taken.add(arrival)
     name = REFUSED if outcome.refused else None
     return ended(_result([arrival], [], taken), name, refusals_in_a_line(outcome))

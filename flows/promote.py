@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
 from flows import events, stores
+from flows.compute.shadows import evidence_of
 from flows.evaluations import SPLIT, PromotionError, champion, counting, judge, missing
 from flows.settings import Settings
 from flows.states import REFUSED, ended
@@ -31,6 +32,8 @@ class PromoteResult(BaseModel):
     policy: str | None
     reasons: list[str]
     rules: list[dict[str, Any]]
+    shadow: dict[str, Any] | None = None
+    """What the version did to live series in the shadow, which decides nothing by itself."""
 
 
 @flow(name="promote")
@@ -47,6 +50,8 @@ def promote(
     rules = load_policy(policy)
     version = stores.registry().version("latest" if model is None else model)
     snapshot = stores.dataset().snapshot(commit)
+    seen = evidence_of(version.version)
+    details = {"policy": policy, "shadow": None if seen is None else seen.model_dump()}
     while True:
         history = repair()
         rival = champion(history)
@@ -57,7 +62,7 @@ def promote(
             champion=rival.version if rival else None,
             passed=verdict.passed,
             commit=snapshot.commit,
-            details=verdict.model_dump() | {"policy": policy},
+            details=verdict.model_dump() | details,
         )
         try:
             stores.promotions().append(entry, history)
@@ -187,7 +192,7 @@ def publish(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
     word: Literal["promoted", "refused"] = "promoted" if verdict.passed else "refused"
     create_markdown_artifact(
         key="promotion",
-        markdown=_markdown(verdict),
+        markdown=_markdown(verdict, entry.details["shadow"]),
         description=f"version {entry.candidate} {word} on commit {entry.commit}",
     )
     get_run_logger().info("version %d %s", entry.candidate, word)
@@ -199,10 +204,11 @@ def publish(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
         policy=entry.details["policy"],
         reasons=verdict.reasons,
         rules=[outcome.model_dump() | {"outcome": outcome.word} for outcome in verdict.outcomes],
+        shadow=entry.details["shadow"],
     )
 
 
-def _markdown(verdict: gate.Verdict) -> str:
+def _markdown(verdict: gate.Verdict, in_shadow: dict[str, Any] | None) -> str:
     lines = ["| rule | outcome | figure | required | reason |", "|---|---|--:|---|---|"]
     for outcome in verdict.outcomes:
         figure = "" if outcome.figure is None else f"{outcome.figure:.3f}"
@@ -210,4 +216,6 @@ def _markdown(verdict: gate.Verdict) -> str:
         lines.append(
             f"| {outcome.rule} | {word} | {figure} | {outcome.required} | {outcome.reason} |"
         )
+    if in_shadow is not None:
+        lines += ["", f"In the shadow, on live series, decides nothing: {in_shadow['said']}."]
     return "\n".join(lines)

@@ -114,9 +114,22 @@ class TrainSettings(Section):
     processes: int = Field(
         1, ge=1, description="Training processes on this machine; one for each GPU."
     )
+    nodes: int = Field(1, ge=1, description="Machines that train together.")
+    node: int = Field(0, ge=0, description="Which of them this is; 0, the first, opens the run.")
+    rendezvous: str = Field(
+        "", description="Where they meet, as `node0:29400`: the first machine, and a free port."
+    )
     retries: int = Field(
         2, ge=0, description="How often a failed training task is taken up from its checkpoint."
     )
+
+    @model_validator(mode="after")
+    def _meeting(self) -> Self:
+        if self.nodes > 1 and not re.fullmatch(r".+:\d+", self.rendezvous):
+            raise ValueError("several nodes need a rendezvous, as `node0:29400`")
+        if self.node >= self.nodes:
+            raise ValueError(f"node {self.node} is none of {self.nodes}, which count from 0")
+        return self
 
 
 class EvaluateSettings(Section):
@@ -174,6 +187,13 @@ class ReceiveSettings(Section):
     callers: list[str] = Field(
         [], description="AE titles of those who may send; none: anybody, on loopback only."
     )
+    certificate: Path | None = Field(
+        None, description="PEM file of the receiver's certificate; with it, DICOM comes by TLS."
+    )
+    key: Path | None = Field(None, description="PEM file of its key.")
+    authority: Path | None = Field(
+        None, description="PEM file of who must have signed the callers' certificates."
+    )
     rules: Path | None = Field(None, description="TOML file: which series goes where.")
     quiet: float = Field(
         30, ge=0, description="Seconds without an image after which a study is complete."
@@ -184,7 +204,7 @@ class SendSettings(Section):
     """Where restored series are sent."""
 
     destinations: Path | None = Field(
-        None, description="TOML file: a table with host, port and ae_title for each destination."
+        None, description="TOML file: a table for each destination, a DICOM node or a web service."
     )
     restored: list[str] = Field(
         [], description="Names of the destinations of what the denoise inbox restores."

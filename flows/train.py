@@ -4,19 +4,14 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel
@@ -24,6 +19,7 @@ from pydantic import BaseModel
 from flows import events, lineage, stores
 from flows.compute import training_job
 from flows.compute.beginnings import seen_by
+from flows.compute.distributed import fit_distributed
 from flows.compute.envelopes import ENVELOPE, write_envelope
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
@@ -42,10 +38,6 @@ from storage.stores import files
 DEFAULTS = Settings().train
 RECIPE = Settings().recipe
 NO_OVERRIDES: list[str] = []
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that ask for a stop; a terminal sends the last when it closes."""
-PATIENCE = 3600
-"""Seconds that processes told to stop may take to end their step and save."""
 
 
 class AlreadyTrainingError(TrainingError):
@@ -54,10 +46,6 @@ class AlreadyTrainingError(TrainingError):
 
 class UnregisteredError(FlowError):
     """A run is trained and its model not registered; one line that says how to go on."""
-
-
-class LostProcessError(FlowError):
-    """A process of a distributed run ended; one line. Another try may do."""
 
 
 class TrainResult(BaseModel):
@@ -99,7 +87,7 @@ def train(
         if resume
         else open_run(recipe, overrides, commit, start, settings)
     )
-    fit.with_options(retries=settings.retries)(job, settings.processes)
+    fit.with_options(retries=settings.retries)(job, settings)
     try:
         result = register(job)
     except StorageError as error:
@@ -184,16 +172,16 @@ def worth_retrying(_task: Task, _run: TaskRun, state: State) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def fit(job: Job, processes: int) -> None:
+def fit(job: Job, settings: TrainSettings) -> None:
     """Train, from the checkpoint if there is one: a retry of this task goes on, not back."""
     artifact = create_progress_artifact(progress=0.0, key="training", description=f"run {job.run}")
     try:
         with held(job.folder), watched(job.run):
-            if processes == 1:
+            if settings.processes * settings.nodes == 1:
                 with Display(artifact) as display:
                     training_job.run(job, display)
             else:
-                fit_distributed(job, processes, artifact)
+                fit_distributed(job, settings, artifact)
     except AlreadyTrainingError:
         raise
     except KeyboardInterrupt:
@@ -249,57 +237,6 @@ def close_run(run: str, status: str) -> None:
         stores.registry().finish(run, status)
     except StorageError as error:
         get_run_logger().warning("run %s could not be closed as %s: %s", run, status, error)
-
-
-def fit_distributed(job: Job, processes: int, artifact: UUID) -> None:
-    """Run the job under torchrun, one process a device; all are told of SIGTERM and Ctrl-C."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", f"--log-dir={job.folder / 'ranks'}"]
-    command += [f"--shutdown-timeout={PATIENCE}"]
-    command += ["-m", "flows.compute.training_job"]
-    command += [str(job.folder / "run.json"), str(artifact)]
-    for name in training_job.REASONS:
-        (job.folder / name).unlink(missing_ok=True)
-    with get_client(sync_client=True) as client:
-        environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
-    told: list[int] = []
-    running: list[subprocess.Popen[bytes]] = []
-
-    def pass_on() -> None:
-        # Once, and as SIGINT: torchrun gives up waiting at a second one.
-        if told and running:
-            running.pop().send_signal(signal.SIGINT)
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-        pass_on()
-
-    # A hangup that `nohup` has turned off stays so. Ctrl-C, which a script turns off for what runs
-    # in its background, is heeded, as in one process: a child ignores what is ignored here.
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    asked = [number for number in STOPS if number != signal.SIGHUP or not ignored]
-    before = {number: signal.signal(number, stop) for number in asked}
-    try:
-        # A group of its own, which the terminal's signals do not reach.
-        with subprocess.Popen(
-            command, env=environment, stdout=sys.stderr, process_group=0
-        ) as process:
-            running.append(process)
-            pass_on()
-            code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for name, kind in training_job.REASONS.items():
-        if (job.folder / name).exists():
-            raise kind((job.folder / name).read_text())
-    if told and code:
-        raise TrainingInterruptedError("training was told to stop and ended without saving")
-    if code:
-        raise LostProcessError(
-            f"run {job.run}: its processes ended with {code}; see their log, and go on with "
-            f"`hqinet train --resume {job.run}`"
-        )
 
 
 @task(cache_policy=NO_CACHE)

@@ -1,16 +1,28 @@
 """Tiny real DICOM: cohorts that are written file by file, with whatever a test wants wrong."""
 
+import json
 import os
-from collections.abc import Callable, Mapping
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
 
 # Read when torch is imported. Tiny networks gain nothing from two threads, which wait for each
 # other in busy loops and take minutes where a core is also wanted by something else.
@@ -20,6 +32,7 @@ settings.register_profile("project", derandomize=True, deadline=None, max_exampl
 settings.load_profile("project")
 
 AIR = -1024
+ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 Change = Callable[[int, Dataset], Dataset | None]
 
 
@@ -149,3 +162,121 @@ def real_data() -> Path:
     folder = Path(named).absolute()
     assert folder.is_dir(), f"HQINET_REAL_DATA={named} is no folder"
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """Options of a real S3 server on loopback with a bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A process of its own: a thread would wait for the lock that the client's call holds.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        options = {
+            "aws_endpoint": f"http://127.0.0.1:{port}",
+            "aws_access_key_id": "key",
+            "aws_secret_access_key": "secret",
+            "aws_region": "us-east-1",
+        }
+        for _ in range(150):
+            with suppress(httpx.TransportError):
+                httpx.put(f"{options['aws_endpoint']}/ct-data").raise_for_status()
+                break
+            time.sleep(0.2)
+        yield options
+        server.terminate()
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    """The ports of a server on loopback."""
+
+    http: int
+    dicom: int
+
+    def store(self, folder: Path) -> None:
+        """C-STORE all files of a folder."""
+        entity = AE("HQINET")
+        entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+        association = entity.associate("127.0.0.1", self.dicom, ae_title="ORTHANC")
+        assert association.is_established
+        for file in sorted(folder.iterdir()):
+            assert association.send_c_store(pydicom.dcmread(file)).Status == 0x0000
+        association.release()
+
+    def find(self, path: str) -> list[dict]:
+        """QIDO-RS."""
+        answer = httpx.get(f"http://127.0.0.1:{self.http}/dicom-web/{path}")
+        return answer.raise_for_status().json()
+
+    def retrieve(self, path: str) -> list[Dataset]:
+        """WADO-RS: the instances below a path."""
+        answer = httpx.get(
+            f"http://127.0.0.1:{self.http}/dicom-web/{path}",
+            headers={"Accept": "multipart/related; type=application/dicom; transfer-syntax=*"},
+        ).raise_for_status()
+        mark = re.search(r'boundary="?([^";]+)', answer.headers["Content-Type"]).group(1)
+        parts = answer.content.split(f"--{mark}".encode())[1:-1]
+        bodies = [part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n") for part in parts]
+        return [pydicom.dcmread(BytesIO(body)) for body in bodies]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """Orthanc with its DICOMweb plugin; needs Debian's orthanc and orthanc-dicomweb."""
+    program = shutil.which("Orthanc")
+    assert program, "install Debian's packages orthanc and orthanc-dicomweb"
+    folder, server = tmp_path_factory.mktemp("orthanc"), Orthanc(free_port(), free_port())
+    settings = {
+        "StorageDirectory": str(folder / "db"),
+        "IndexDirectory": str(folder / "db"),
+        "HttpPort": server.http,
+        "DicomPort": server.dicom,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True,
+        "Plugins": [str(ORTHANC_PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen([program, folder / "orthanc.json"], stdout=log, stderr=log) as process,
+    ):
+        for _ in range(150):
+            with suppress(httpx.HTTPError):
+                httpx.get(f"http://127.0.0.1:{server.http}/dicom-web/studies").raise_for_status()
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield server
+        process.terminate()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signed itself, and its key."""
+    folder = tmp_path_factory.mktemp("certificate")
+    files = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += [
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=hqinet",
+        "-out",
+        files[0],
+        "-keyout",
+        files[1],
+    ]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    return files

@@ -121,6 +121,8 @@ def print_verdict(result: dict[str, Any]) -> None:
     else:
         by = f"{result['verdict']} by the policy {result['policy']}"
         print_line(f"model version {result['model']}: {by}")
+        if result["shadow"]:
+            print_line(f"in the shadow, which decides nothing: {result['shadow']['said']}")
 
 
 def print_pipeline(result: dict[str, Any]) -> None:

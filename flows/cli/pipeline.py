@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import Commit, Home, Json, Model, Split, enter, leave, orchestrated, require
+from flows.cli.options import (
+    Commit,
+    Home,
+    Json,
+    Model,
+    Split,
+    enter,
+    leave,
+    orchestrated,
+    quiet,
+    require,
+)
 from flows.operations import home as homes
 from hqinet.training.recipe import load_recipe
 
@@ -111,7 +122,18 @@ def train(
     enter(home)
     from flows import train as flow
     from flows.cli import output
+    from flows.compute.distributed import join
+    from flows.settings import Settings
 
+    if (settings := Settings().train).node:
+        with quiet():
+            join(settings)
+        output.answer(
+            {"joined": settings.rendezvous},
+            lambda made: output.print_line(f"trained with {made['joined']}"),
+            as_json=as_json,
+        )
+        return
     with orchestrated():
         result = flow.train(recipe or "fast", commit, resume, overrides or [], start).model_dump()
     output.answer(result, output.print_training, as_json=as_json)

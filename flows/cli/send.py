@@ -18,19 +18,18 @@ def send(
     to: Annotated[str, typer.Option("--to", help="Name of the destination.")] = "",
     destinations: Annotated[
         Path | None,
-        typer.Option(
-            envvar="HQINET_SEND__DESTINATIONS", help="TOML: host, port, ae_title of each."
-        ),
+        typer.Option(envvar="HQINET_SEND__DESTINATIONS", help="TOML: a table for each."),
     ] = None,
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
-    """Send a series by DICOM (C-STORE); what is not taken now waits in the home's outbox."""
+    """Send a series by C-STORE or STOW-RS; what is not taken now waits in the home's outbox."""
     from flows.cli import output
+    from flows.operations import destinations as known
     from flows.operations import sender
     from flows.operations.outbox import Outbox
 
-    there = sender.read_destinations(destinations)
+    there = known.read_destinations(destinations)
     outbox = Outbox(homes.enter(home))
     if folder is None:
         stop = Event()
@@ -38,7 +37,7 @@ def send(
             signal.signal(number, lambda *_: stop.set())
         sender.work(outbox, there, output.print_line, stop)
         return
-    target = sender.known(there, to)
+    target = known.known(there, to)
     job = outbox.put(folder, to)
     said = sender.attempt(outbox, job, target)
     sent = not any(row.folder == job.folder for row in outbox.waiting(to))

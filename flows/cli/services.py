@@ -10,7 +10,8 @@ import typer
 
 from flows.cli.options import Home, Json, enter, quiet
 from flows.operations import home as homes
-from flows.operations import processes, queue, services, systemd
+from flows.operations import processes, services, systemd
+from flows.operations.day import DayReport
 from flows.operations.services import Services
 
 automations = typer.Typer(help="What Prefect's server tells the operator.", no_args_is_help=True)
@@ -66,7 +67,11 @@ def status(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     known = services.read(home)
     shown: dict[str, Any] = {"state": "down", "services": []} if known is None else _shown(known)
     if known is not None and known.is_up:
+        from flows.operations import queue
+
         shown["queue"] = queue.look(known.prefect)
+    day = DayReport.read(home)
+    shown["day"] = None if day is None else day.model_dump(mode="json")
     output.answer(shown, _print_services, as_json=as_json)
     if shown["state"] != "up":
         raise typer.Exit(1)
@@ -147,11 +152,25 @@ def _print_services(shown: dict[str, Any]) -> None:
     if shown.get("queue"):
         keys = ("pool", "running", "waiting", "late", "bad ends in 24 h", "workers")
         output.print_table("Queue", keys, ([row[key] for key in keys] for row in shown["queue"]))
+    if shown.get("day"):
+        _print_day(shown["day"])
     if shown["state"] in {"up", "degraded"}:
         output.print_line(f"Prefect: {shown['prefect']}")
         if shown["mlflow"]:
             output.print_line(f"MLflow: {shown['mlflow']}")
     output.print_line(f"services: {shown['state']}")
+
+
+def _print_day(day: dict[str, Any]) -> None:
+    from flows.cli import output
+
+    speed = "" if day["seconds_a_slice"] is None else f", {day['seconds_a_slice']:g} s a slice"
+    output.print_line(
+        f"day until {day['written'][:16].replace('T', ' ')} UTC: {day['restored']} series restored"
+        f"{speed}; {len(day['bad_ends'])} runs refused or failed; {day['free_gib']:g} GiB free"
+    )
+    for line in day["drift"]:
+        output.print_line(f"drift: {line}")
 
 
 def _print_checks(made: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from flows.compute.models import UsedModel, load
 from flows.settings import DenoiseSettings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
-from hqinet.quality.removal import RemovalLimits, judge_removal
+from hqinet.quality.removal import Removal, RemovalLimits, judge_removal
+from hqinet.restoration.envelope import SeriesFacts
 from hqinet.restoration.export import USUAL_DOSE
 from hqinet.restoration.restore import rounded
 from storage.dicom.archive import Destination, SeriesRecord, source_digest
@@ -152,7 +153,8 @@ def _prepared(
     scratch = tempfile.TemporaryDirectory(dir=request.scratch)
     try:
         low = decoded(found.root, series, Path(scratch.name) / "low.npy")
-        warnings, unjudged = _beside_training(found, series, low, used, settings)
+        facts = _facts(found, series, low, settings)
+        warnings, unjudged = _beside_training(facts, used)
         said |= {"warnings": warnings, "unjudged": unjudged}
         if warnings and settings.strict:
             scratch.cleanup()
@@ -160,7 +162,9 @@ def _prepared(
     except BaseException:
         scratch.cleanup()
         raise
-    record = record.model_copy(update={"warnings": warnings, "unjudged": unjudged})
+    record = record.model_copy(
+        update={"warnings": warnings, "unjudged": unjudged, "measured": seen_of(facts)}
+    )
     return Prepared(found, series, used, place, record, low, scratch, said)
 
 
@@ -184,7 +188,9 @@ def restore_series(
     with prepared.scratch, place.begin(prepared.record) as record:
         try:
             restored = _restored(request, prepared, record, advance)
-            code, objections = "not_noise", objections_to(prepared.low, restored, request.settings)
+            removal = judge_removal(prepared.low, restored)
+            code, objections = "not_noise", objections_to(removal, request.settings)
+            record = record.model_copy(update={"measured": record.measured | removed_of(removal)})
         except HqinetError as error:
             code, objections = "not_restored", [str(error)]
         seconds = round(monotonic() - begun, 2)
@@ -269,13 +275,11 @@ class _Writing:
         self._number = stop
 
 
-def objections_to(
-    low: NDArray[np.int16], restored: NDArray[np.int16], settings: DenoiseSettings
-) -> list[str]:
+def objections_to(removal: Removal, settings: DenoiseSettings) -> list[str]:
     """Why what was removed is no noise; nothing was asked to be removed at strength 0."""
     if settings.strength == 0:
         return []
-    return judge_removal(low, restored).objections(removal_limits(settings))
+    return removal.objections(removal_limits(settings))
 
 
 def removal_limits(settings: DenoiseSettings) -> RemovalLimits:
@@ -283,6 +287,17 @@ def removal_limits(settings: DenoiseSettings) -> RemovalLimits:
     # Of the noise, that of the dose which lacks is to be removed, and of that the share asked for.
     least = RemovalLimits().least * settings.strength * (1 - (settings.dose or USUAL_DOSE))
     return RemovalLimits(least=least)
+
+
+def seen_of(facts: SeriesFacts) -> dict[str, Any]:
+    """What the record keeps of a source, for those who watch over many series."""
+    scanner = f"{facts.vendor} {facts.kernel}"
+    return {"scanner": scanner, "noise": facts.noise, "frequency": facts.frequency}
+
+
+def removed_of(removal: Removal) -> dict[str, Any]:
+    """What the record keeps of what was removed: share of the noise, grain, HU by tissue."""
+    return {"removed": removal.amount, "grain": removal.frequency, "bias": removal.bias}
 
 
 def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
@@ -294,16 +309,15 @@ def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
     return volume
 
 
-def _beside_training(
-    found: FoundSeries,
-    series: Series,
-    low: NDArray[np.int16],
-    used: UsedModel,
-    settings: DenoiseSettings,
-) -> tuple[list[str], list[str]]:
+def _facts(
+    found: FoundSeries, series: Series, low: NDArray[np.int16], settings: DenoiseSettings
+) -> SeriesFacts:
+    dose = settings.dose or USUAL_DOSE
+    return facts_of(found.headers[0], series, low, _rules(settings), dose)
+
+
+def _beside_training(facts: SeriesFacts, used: UsedModel) -> tuple[list[str], list[str]]:
     """Why the series lies outside what the model was trained on, and what of it is not judged."""
     if used.envelope is None:
         return [f"model {used.name} keeps no record of what it was trained on"], []
-    dose = settings.dose or USUAL_DOSE
-    facts = facts_of(found.headers[0], series, low, _rules(settings), dose)
     return used.envelope.warnings(facts), used.envelope.unjudged(facts)

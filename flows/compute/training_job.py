@@ -1,8 +1,8 @@
 """One training run as a process: reads the pinned commit, trains, and reports to MLflow.
 
 In-process for one device; for several, `torch.distributed.run` starts
-`-m flows.compute.training_job RUN.json ID` once a rank; ID is the
-progress artifact on Prefect's page.
+`-m flows.compute.training_job RUN.json ID` once a rank; ID is the progress artifact on Prefect's
+page. Without them, on another machine than the first, the first rank tells what is trained.
 """
 
 import os
@@ -151,19 +151,32 @@ def first_rank() -> bool:
 
 def main() -> None:
     """One rank of a distributed run; what stopped it stands in a file of REASONS for its parent."""
-    file, artifact = Path(sys.argv[1]), UUID(sys.argv[2])
-    job = Job.model_validate_json(file.read_text())
+    told = None
+    if sys.argv[1:]:
+        told = Job.model_validate_json(Path(sys.argv[1]).read_text()), UUID(sys.argv[2])
     try:
-        join_ranks(job.device)
-        with Display(artifact) as display:
-            run(job, display)
+        join_ranks(told[0].device if told else Settings().train.device)
+        told = tell_all(told)
+        with Display(told[1]) as display:
+            run(told[0], display)
     except tuple(REASONS.values()) as error:
-        file = next(file for file, kind in REASONS.items() if isinstance(error, kind))
-        (job.folder / file).write_text(str(error))
+        if told is not None:
+            file = next(file for file, kind in REASONS.items() if isinstance(error, kind))
+            (told[0].folder / file).write_text(str(error))
         raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def tell_all(told: tuple[Job, UUID] | None) -> tuple[Job, UUID]:
+    """What the first rank was told, which on other machines nobody knows."""
+    box = [told]
+    torch.distributed.broadcast_object_list(box, src=0)
+    (heard,) = box
+    if heard is None:
+        raise TrainingError("the first machine (HQINET_TRAIN__NODE=0) opens the run")
+    return heard
 
 
 def join_ranks(device: str) -> None:

@@ -1,16 +1,22 @@
 """What lies in an inbox: whether it still arrives, and whether it was taken before.
 
-DICOM has no end of a delivery: it is complete when nothing in it has changed for a while.
+DICOM has no end of a delivery: it is complete when nothing in it has changed for a while. An inbox
+may be a prefix of an object store, which is mirrored into the home before it is read.
 """
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
+from typing import Any
+
+import obstore
 
 from flows.errors import FlowError
 from storage.stores import files
+from storage.stores.location import Location, storage_errors
 
 
 class InboxError(FlowError):
@@ -47,6 +53,60 @@ def look_at(path: Path) -> Arrival:
         # A copy that keeps its times, as `cp -p` makes, is new by the time of its inode.
         latest = max(latest, state.st_mtime, state.st_ctime)
     return Arrival(path, seen.hexdigest(), time() - latest)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """An inbox in an object store, and the folder of the home that mirrors it."""
+
+    location: Location
+    mirror: Path
+
+    def look(self) -> Arrival:
+        """Take the delivery's measure, without reading an object. Raises StorageError."""
+        seen, latest = hashlib.sha256(), float("-inf")
+        for row in self._objects():
+            seen.update(f"{row['path']}\0{row['size']}\0{row['e_tag']}\n".encode())
+            latest = max(latest, row["last_modified"].timestamp())
+        return Arrival(self.mirror, seen.hexdigest(), time() - latest)
+
+    def fetch(self) -> None:
+        """Make the mirror what the prefix is; what has not changed is not read again.
+
+        Raises StorageError, and InboxError for a key that would lead out of the mirror.
+        """
+        wanted = set()
+        for row in self._objects():
+            file = self.mirror / row["path"]
+            if ".." in file.parts:
+                raise InboxError(f"inbox {self.location}: the key {row['path']!r} is no path")
+            wanted.add(file)
+            modified = row["last_modified"].timestamp()
+            if not file.exists() or (file.stat().st_size, file.stat().st_mtime) != (
+                row["size"],
+                modified,
+            ):
+                with storage_errors(f"{self.location}/{row['path']}"):
+                    content = obstore.get(self.location.store(), row["path"]).bytes()
+                file.parent.mkdir(parents=True, exist_ok=True)
+                files.write(file, bytes(content))
+                os.utime(file, (modified, modified))
+        for file in self.mirror.rglob("*"):
+            if file.is_file() and file not in wanted:
+                file.unlink()
+
+    def _objects(self) -> list[Any]:
+        with storage_errors(str(self.location)):
+            found = obstore.list(self.location.store()).collect()
+        return sorted(found, key=lambda row: row["path"])
+
+
+def as_prefix(inbox: str, home: Path) -> Prefix | None:
+    """An inbox that is the prefix of an object store; None for a folder."""
+    if "://" not in inbox:
+        return None
+    location = Location(inbox)
+    return Prefix(location, home / "mirrors" / location.url.rpartition("/")[2])
 
 
 def require_inbox(inbox: str) -> Path:

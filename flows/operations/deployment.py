@@ -1,6 +1,7 @@
 """Puts pools, deployments and automations on the server of PREFECT_API_URL; safe to repeat.
 
-Run by the supervisor in a process of its own (`python -m ...`), for it imports every flow.
+Run (`python -m ...`) by the supervisor in a process of its own, for it imports every flow, and by
+`compose.yaml` before the workers.
 """
 
 import subprocess
@@ -14,7 +15,7 @@ from prefect.workers.process import ProcessWorker
 
 from flows.errors import FlowError
 from flows.operations import automations
-from flows.operations.services import POOLS
+from flows.operations.services import POOLS, make_folders
 from flows.settings import Settings
 
 FILE = Path(__file__).parents[2] / "prefect.yaml"
@@ -54,10 +55,12 @@ def deploy() -> None:
 
 
 def main() -> None:
-    """Pools, deployments, automations."""
+    """Folders of the home, pools, deployments, automations."""
+    settings = Settings()
+    make_folders(settings.home.absolute())
     make_pools()
     deploy()
-    automations.apply(Settings().services)
+    automations.apply(settings.services)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from flows import stores
 from flows.errors import FlowError
 from flows.operations import api, services
 from flows.operations import home as homes
+from flows.operations.destinations import read_destinations
 from flows.operations.outbox import Outbox
-from flows.operations.sender import read_destinations
 from flows.settings import Settings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError

@@ -25,6 +25,22 @@ def look(prefect: str) -> list[dict[str, Any]]:
         return []
 
 
+def bad_ends(prefect: str, since: datetime) -> list[str]:
+    """Runs of deployments that refused something or could not be done, one line each.
+
+    prefect: URL of the API. Raises httpx.HTTPError if it does not answer.
+    """
+    filters = {
+        "state": {"name": {"any_": BAD}},
+        "end_time": {"after_": since.isoformat()},
+        "deployment_id": {"is_null_": False},
+    }
+    body = {"flow_runs": filters, "sort": "END_TIME_DESC"}
+    with api.client(prefect, TIMEOUT) as client:
+        runs = client.post("/flow_runs/filter", json=body).raise_for_status().json()
+    return [f"{run['name']}: {run['state_name']}: {run['state']['message']}" for run in runs]
+
+
 def _row(client: httpx.Client, pool: str) -> dict[str, Any]:
     def count(**filters: Any) -> int:  # noqa: ANN401 - Prefect's filters
         body = {"work_pools": {"name": {"any_": [pool]}}, "flow_runs": filters}

@@ -1,12 +1,14 @@
 r"""A DICOM storage SCP that only writes and answers; what a series is good for is decided later.
 
 Images lie in HOME/received/STUDY/SERIES until their study was quiet for a while, since DICOM has no
-end of a study; then each series goes where the rules send it. Late images open a study again.
+end of a study, or are as many as the sender says; then each series goes where the rules send it.
+Late images open a study again.
 """
 
 import errno
 import re
 import shutil
+import ssl
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -54,6 +56,7 @@ class Receiver:
         self._received = home / "received"
         # No folder is taken away under an image that is being written.
         self._moving = Lock()
+        self._expected: dict[Path, int] = {}
         self._received.mkdir(parents=True, exist_ok=True)
 
     def store(self, event: Event) -> int:
@@ -69,6 +72,7 @@ class Receiver:
         try:
             with self._moving:
                 files.write(place, content)
+                self._expect(header, place)
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 return self._refused(event, CANNOT_UNDERSTAND, str(error))
@@ -85,26 +89,50 @@ class Receiver:
             names.append(uid)
         return self._received / names[0] / names[1] / f"{names[2]}.dcm"
 
+    def _expect(self, header: Dataset, place: Path) -> None:
+        """Note how many images belong to study and series, where the sender says so."""
+        for keyword, folder in (
+            ("NumberOfStudyRelatedInstances", place.parents[1]),
+            ("NumberOfSeriesRelatedInstances", place.parent),
+        ):
+            if number := header.get(keyword):
+                self._expected[folder] = int(number)
+
+    def _has_all(self, folder: Path) -> bool:
+        expected = self._expected.get(folder)
+        return expected is not None and sum(1 for _ in folder.rglob("*.dcm")) >= expected
+
     def _refused(self, event: Event, status: int, why: str) -> int:
         self._say(f"image of {event.assoc.requestor.ae_title} refused with {status:#06x}: {why}")
         return status
 
     def pass_on(self) -> list[Path]:
-        """Send the series of every quiet study where the rules say; returns where they lie now."""
+        """Send what is complete where the rules say; returns where it lies now.
+
+        Complete is a study that was quiet, and a study or series that has as many images as its
+        sender says.
+        """
         placed = []
         for study in sorted(self._received.iterdir()):
             arrival = look_at(study)
-            if not arrival.is_empty and arrival.age >= self._quiet:
-                with self._moving:
-                    placed += [self._route(series) for series in sorted(study.iterdir())]
-                    shutil.rmtree(study)
+            with self._moving:
+                series = sorted(study.iterdir())
+                quiet = not arrival.is_empty and arrival.age >= self._quiet
+                if not (quiet or self._has_all(study)):
+                    series = [one for one in series if self._has_all(one)]
+                placed += [self._route(one) for one in series]
+                if not any(study.iterdir()):
+                    study.rmdir()
+                    self._expected.pop(study, None)
         return [path for path in placed if path is not None]
 
     def _route(self, series: Path) -> Path | None:
         # What a receiver that was killed left half written was never acknowledged.
         files.remove_drafts(series)
         images = sorted(series.glob("*.dcm"))
+        self._expected.pop(series, None)
         if not images:
+            series.rmdir()
             return None
         target, rule = self._rules.route(dcmread(images[0], stop_before_pixels=True))
         by = "no rule" if rule is None else f"rule {rule}"
@@ -116,6 +144,7 @@ class Receiver:
         place.mkdir(parents=True, exist_ok=True)
         for image in images:
             image.replace(place / image.name)
+        series.rmdir()
         return place
 
 
@@ -145,14 +174,34 @@ def listen(receiver: Receiver, settings: ReceiveSettings) -> ThreadedAssociation
     for context in AllStoragePresentationContexts:
         entity.add_supported_context(context.abstract_syntax, AllTransferSyntaxes)
     address = (settings.host, settings.port)
+    secured = tls_context(settings)
     try:
         return entity.start_server(
-            address, block=False, evt_handlers=[(evt.EVT_C_STORE, receiver.store)]
+            address,
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, receiver.store)],
+            ssl_context=secured,
         )
     except OSError as error:
         raise ReceiverError(
             f"the receiver cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         ) from error
+
+
+def tls_context(settings: ReceiveSettings) -> ssl.SSLContext | None:
+    """How associations are secured; None: not at all. Raises ReceiverError for a bad file."""
+    if settings.certificate is None:
+        return None
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.authority)
+        context.load_cert_chain(settings.certificate, settings.key)
+    except OSError as error:
+        files_named = (settings.certificate, settings.key, settings.authority)
+        named = ", ".join(str(file) for file in files_named if file)
+        raise ReceiverError(f"the receiver's certificates {named}: {error}") from error
+    if settings.authority is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def run(receiver: Receiver, settings: ReceiveSettings, stop: Flag) -> None:

@@ -1,19 +1,20 @@
-"""Sends series to their destinations by C-STORE, each destination by a thread of its own.
+"""Sends series to their destinations, by C-STORE or STOW-RS, each by a thread of its own.
 
 A destination that is dead, slow or full keeps only its own series waiting.
 """
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
+from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+import httpx
 from pydicom import dcmread
 from pynetdicom import AE
+from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from flows.errors import FlowError
+from flows.operations.destinations import Destination, Entity, SendError, WebService
 from flows.operations.outbox import Job, Outbox
 
 TIMEOUT = 30
@@ -22,47 +23,6 @@ EVERY = 2.0
 SUCCESS, WARNINGS = 0x0000, range(0xB000, 0xC000)
 CONTEXTS = 128
 """The most that an association can ask for."""
-
-
-class SendError(FlowError):
-    """A series that cannot be sent, or destinations that cannot be read; one line."""
-
-
-class Destination(BaseModel):
-    """Where series go, as it stands in the destinations file under its name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    host: str
-    port: int = Field(gt=0, lt=65536)
-    ae_title: str = Field(max_length=16)
-    calling: str = Field("HQINET", max_length=16)
-
-
-def read_destinations(file: Path | None) -> dict[str, Destination]:
-    """Destinations by name: a TOML file with a table for each. Raises SendError."""
-    if file is None:
-        return {}
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, Destination]).validate_python(content)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SendError(f"destinations {file}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = f"destinations {file}: {place}: {first['msg']}, got {first['input']!r}"
-        raise SendError(message) from error
-
-
-def known(destinations: dict[str, Destination], name: str) -> Destination:
-    """A destination by name. Raises SendError if there is none."""
-    if name not in destinations:
-        raise SendError(
-            f"there is no destination {name!r}, only {', '.join(destinations) or 'none'}: see the "
-            "file that HQINET_SEND__DESTINATIONS names"
-        )
-    return destinations[name]
 
 
 def send(folder: Path, to: Destination) -> int:
@@ -74,16 +34,16 @@ def send(folder: Path, to: Destination) -> int:
     images = sorted(folder.glob("*.dcm"))
     if not images:
         raise SendError(f"{folder} holds no image: it was moved or removed")
-    contexts = {}
-    for image in images:
-        header = dcmread(image, stop_before_pixels=True)
-        kind = (header.SOPClassUID, header.file_meta.TransferSyntaxUID)
-        contexts[kind] = build_context(*kind)
-    entity = AE(ae_title=to.calling)
-    entity.requested_contexts = list(contexts.values())[:CONTEXTS]
-    entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = TIMEOUT
+    if isinstance(to, WebService):
+        _stow(images, to)
+    else:
+        _c_store(images, to)
+    return len(images)
+
+
+def _c_store(images: list[Path], to: Entity) -> None:
     where = f"{to.ae_title} at {to.host}:{to.port}"
-    association = entity.associate(to.host, to.port, ae_title=to.ae_title)
+    association = _associate(images, to)
     if not association.is_established:
         raise SendError(f"{where} takes no association: is it up, and does it know {to.calling}?")
     try:
@@ -98,7 +58,43 @@ def send(folder: Path, to: Destination) -> int:
         raise SendError(f"{where} does not take {images[0].name}: {error}") from error
     finally:
         association.release()
-    return len(images)
+
+
+def _associate(images: list[Path], to: Entity) -> Association:
+    contexts = {}
+    for image in images:
+        header = dcmread(image, stop_before_pixels=True)
+        kind = (header.SOPClassUID, header.file_meta.TransferSyntaxUID)
+        contexts[kind] = build_context(*kind)
+    entity = AE(ae_title=to.calling)
+    entity.requested_contexts = list(contexts.values())[:CONTEXTS]
+    entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = TIMEOUT
+    secured = (to.tls_context(), to.host) if to.tls else None
+    return entity.associate(to.host, to.port, ae_title=to.ae_title, tls_args=secured)
+
+
+def _stow(images: list[Path], to: WebService) -> None:
+    """POST image by image (PS3.18 10.5): a series in one body would fill the memory."""
+    mark = uuid4().hex
+    headers = {
+        "Content-Type": f'multipart/related; type="application/dicom"; boundary={mark}',
+        "Accept": "application/dicom+json",
+    }
+    if to.authorization:
+        headers["Authorization"] = to.authorization
+    begin = f"--{mark}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    end = f"\r\n--{mark}--\r\n".encode()
+    url = f"{to.url.rstrip('/')}/studies"
+    try:
+        with httpx.Client(headers=headers, timeout=TIMEOUT, verify=to.tls_context()) as client:
+            for image in images:
+                answer = client.post(url, content=begin + image.read_bytes() + end)
+                # Anything but 200 says that it was not stored as it was sent.
+                if answer.status_code != httpx.codes.OK:
+                    said = " ".join(answer.text.split())[:200]
+                    raise SendError(f"{url} answers {answer.status_code} to {image.name}: {said}")
+    except httpx.HTTPError as error:
+        raise SendError(f"{url} does not answer: {error}") from error
 
 
 def attempt(outbox: Outbox, job: Job, to: Destination) -> str:

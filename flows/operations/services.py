@@ -120,6 +120,12 @@ def only_supervisor(home: Path) -> Iterator[None]:
             flock(file, LOCK_UN)
 
 
+def make_folders(home: Path) -> None:
+    """Make the inboxes and what else is expected in the home of services."""
+    for name in FOLDERS:
+        (home / name).mkdir(parents=True, exist_ok=True)
+
+
 def free_port(wanted: int) -> int:
     """The port that is wanted, or the next one on which nobody listens.
 
@@ -169,8 +175,7 @@ def start(home: Path) -> Services:
     """
     known = read(home)
     if known is None or not known.is_supervised:
-        for name in FOLDERS:
-            (home / name).mkdir(parents=True, exist_ok=True)
+        make_folders(home)
         with (home / "logs" / "supervisor.log").open("a", encoding="utf-8") as log:
             child = subprocess.Popen(
                 supervisor_command(home), stdout=log, stderr=log, start_new_session=True

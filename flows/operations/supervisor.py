@@ -23,7 +23,6 @@ from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import processes
 from flows.operations.services import (
-    FOLDERS,
     LOOPBACK,
     POOLS,
     Service,
@@ -32,6 +31,7 @@ from flows.operations.services import (
     end_leftovers,
     environment,
     free_port,
+    make_folders,
     only_supervisor,
     read,
     write,
@@ -309,8 +309,7 @@ class Supervisor:
 def main() -> None:
     """Keep the services of a home running until SIGTERM or Ctrl-C."""
     home = homes.enter(Path(sys.argv[1]))
-    for name in FOLDERS:
-        (home / name).mkdir(parents=True, exist_ok=True)
+    make_folders(home)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         # Once: a second request must not break the parting off.

@@ -1,5 +1,6 @@
 """Looking after a dataset for years: compare, verify, roll back, fix splits by hand."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from storage.dataset import splits, volumes
@@ -83,10 +84,15 @@ class Verification:
     problems: list[Problem]
 
 
-def verify(snapshot: Snapshot, *, deep: bool = False) -> Verification:
-    """Check that every volume of a commit is whole; deep: that every pixel is as it was written."""
+def verify(
+    snapshot: Snapshot, *, deep: bool = False, only: Collection[str] | None = None
+) -> Verification:
+    """Check that every volume of a commit is whole; deep: that every pixel is as it was written.
+
+    only: patients to look at; None: all.
+    """
     problems = []
-    patients = snapshot.patients()
+    patients = [row for row in snapshot.patients() if only is None or row.patient in only]
     for row in patients:
         try:
             volumes.check(snapshot.location, row)

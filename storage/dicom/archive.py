@@ -43,6 +43,7 @@ class SeriesRecord(BaseModel):
         unjudged: what of that is not known.
         quarantined: why it must not be used; empty if it may. `code` says of which kind that is,
             `limits` what it was judged by.
+        measured: of the source and of what was removed, as `flows/compute/restoration.py` has it.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -65,6 +66,7 @@ class SeriesRecord(BaseModel):
     quarantined: list[str] = []
     code: str = ""
     limits: str = ""
+    measured: dict[str, Any] = {}
     lineage: dict[str, Any] = {}
 
     def text(self) -> bytes:

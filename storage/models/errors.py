@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, UNAUTHENTICATED, ErrorCode
 
 from storage.errors import StorageError
 
@@ -34,4 +34,9 @@ def missing_run(run: str, error: MlflowException) -> RegistryError:
 
 def refusal_of(error: MlflowException) -> RegistryError:
     """Whatever else MLflow says."""
+    if error.error_code == ErrorCode.Name(UNAUTHENTICATED):
+        return RegistryError(
+            "MLflow's server refuses the password: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD as it knows them"
+        )
     return RegistryError(f"MLflow does not do what was asked: {str(error)[:300]}")

@@ -15,13 +15,19 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 from torch import nn
+from typer.testing import CliRunner
 
-from flows import stores, trace
+from flows import events, stores, trace
+from flows.cli.main import app
 from flows.compute.models import DenoiseError
 from flows.compute.workers import ClusterError
+from flows.daily import live_entries, report_day
 from flows.denoise import denoise
 from flows.ingest import ingest
+from flows.operations.day import DayReport
 from flows.settings import ClusterSettings, DenoiseSettings
+from flows.shadow import shadow
+from hqinet.restoration import drift
 from hqinet.restoration.envelope import Envelope, SeriesFacts
 from storage.models.registry import DatasetInputs
 
@@ -349,3 +355,40 @@ def test_a_kill_leaves_no_half_series_and_a_rerun_the_same_pixels(
 def _pixels(folder: Path) -> dict[str, bytes]:
     images = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
     return {str(image.SOPInstanceUID): image.PixelData for image in images}
+
+
+def test_the_day_is_reported_and_what_drifts_is_told_to_whoever_listens(
+    source, models, home, tmp_path, monkeypatch
+):
+    row = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    monkeypatch.setattr(drift, "FEWEST", 1)
+    heard: list[dict] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: heard.append(event))
+    report = report_day()
+    assert report.restored == len(live_entries())
+    assert row["series"] in {entry.record.series for entry in live_entries()}
+    assert report.seconds_a_slice > 0
+    assert report.free_gib > 0
+    # Without a champion the starter restores, which was not trained on white noise.
+    assert any("mean frequency of the noise" in line for line in report.drift)
+    (event,) = heard
+    assert event["event"] == "hqinet.drift.found"
+    assert event["payload"] == {"drift": report.drift}
+    assert DayReport.read(home) == report
+    shown = CliRunner().invoke(app, ["status", "--home", str(home)])
+    assert shown.exit_code == 1
+    assert f"drift: {report.drift[0]}" in " ".join(shown.output.split())
+
+
+def test_what_was_measured_of_a_series_stands_in_its_record(source, models, tmp_path):
+    row = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    measured = json.loads((tmp_path / f"{row['series']}.json").read_text())["measured"]
+    # Of 30 HU, 0.6 goes, less what a third of that comes back with the mean of three slices.
+    assert 20 < measured["noise"] < 45
+    removed = measured["removed"] * measured["noise"]
+    assert removed == pytest.approx(0.6 * (2 / 3) ** 0.5 * 30, rel=0.1)
+    assert abs(measured["bias"]["soft"]) < 1
+
+
+def test_without_a_champion_nobody_stands_in_the_shadow(models):
+    assert shadow(quiet=0).version is None

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flows import evaluations, lineage, stores
+from flows import evaluations, events, lineage, stores
 from flows.evaluate import EvaluationError, compare, evaluate
 from flows.evaluations import PromotionError
 from flows.ingest import ingest
 from flows.promote import promote, repair, rollback_promotion
 from flows.settings import ClusterSettings, IngestSettings, Settings
+from flows.shadow import shadow
 from storage.dataset.upkeep import import_splits
 from storage.models.registry import DatasetInputs
 
@@ -310,3 +311,30 @@ def test_a_champion_that_cannot_restore_a_new_patient_loses_it_by_name(champion,
     assert "L300" in outcomes["patients that the champion cannot restore"]
     assert evaluations.champion().version == (version if result.verdict == "promoted" else fragile)
     assert all("L300" not in reason for reason in result.reasons if "worse than the ch" in reason)
+
+
+def test_what_a_challenger_did_in_the_shadow_stands_in_its_verdict_and_decides_nothing(
+    champion, home, series, monkeypatch
+):
+    hu = np.random.default_rng(5).normal(40, 30, (4, 64, 64))
+    study = home / "live" / "study"
+    series("L300", "Low Dose Images", hu=hu.round().astype(np.int16)).write(study)
+    heard: list[dict] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: heard.append(event))
+    version = register(0.5)
+    before = promote(version)
+    assert before.shadow is None
+    done = shadow(str(home / "live"), quiet=0)
+    assert done.version == version
+    assert sum(done.outcomes.values()) == 1
+    after = promote(version)
+    assert (after.verdict, after.reasons) == (before.verdict, before.reasons)
+    assert after.shadow["restored"] + after.shadow["quarantined"] == 1
+    # Half of the noise that a mean of 25 pixels takes.
+    assert after.shadow["removed"] == pytest.approx(0.49, rel=0.25)
+    assert after.shadow["outside"] == 1
+    assert "1 outside of the training data" in after.shadow["said"]
+    # Nothing is sent, nobody is told, and the same study is not restored again.
+    assert not (home / "outbox").exists()
+    assert [event["event"] for event in heard if "series" in event["event"]] == []
+    assert shadow(str(home / "live"), quiet=0).outcomes == {}

@@ -1,8 +1,10 @@
 """What the state of a run is called, which events flows emit, and when an inbox is taken."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import pytest
 
 from flows import events, inbox, stores
@@ -11,9 +13,10 @@ from flows.denoise import denoise
 from flows.evaluations import PromotionError
 from flows.inbox import denoise_inbox, ingest_inbox
 from flows.ingest import ingest
-from flows.maintenance import DamagedError, maintenance
+from flows.maintenance import DamagedError, due_in, maintenance
 from flows.operations.arrivals import InboxError
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
+from storage.dataset import upkeep
 from storage.dataset.upkeep import rollback
 
 
@@ -79,6 +82,29 @@ def test_a_missing_inbox_is_one_line_with_its_absolute_path(home, monkeypatch):
     failed = denoise_inbox("nowhere", return_state=True)
     assert failed.is_failed()
     assert f"{home}/nowhere" in failed.message
+
+
+def test_a_prefix_of_an_object_store_is_an_inbox_too(home, tmp_path, tiny_cohort, s3, monkeypatch):
+    monkeypatch.setenv("HQINET_DATASET", str(tmp_path / "dataset"))
+    names = {"aws_endpoint": "AWS_ENDPOINT_URL"}
+    for name, value in s3.items():
+        monkeypatch.setenv(names.get(name, name.upper()), value)
+    bucket = boto3.resource("s3", endpoint_url=s3["aws_endpoint"]).Bucket("ct-data")
+    for file in tiny_cohort.rglob("*.dcm"):
+        bucket.upload_file(file, f"ward-7/{file.relative_to(tiny_cohort)}")
+    inbox = "s3://ct-data/ward-7"
+    assert ingest_inbox(inbox, quiet=3600).arriving == ["ward-7"]
+    assert not (home / "mirrors").exists()
+    assert ingest_inbox(inbox, quiet=0).taken == ["ward-7"]
+    snapshot = stores.dataset().snapshot()
+    assert (snapshot.commit, len(snapshot.patients()), snapshot.cohorts) == (1, 5, ["ward-7"])
+    assert ingest_inbox(inbox, quiet=0).taken == []
+    kept = {file: file.stat().st_mtime_ns for file in (home / "mirrors").rglob("*.dcm")}
+    next(iter(bucket.objects.filter(Prefix="ward-7/L109/"))).delete()
+    assert ingest_inbox(inbox, quiet=0).taken == ["ward-7"]
+    left = {file: file.stat().st_mtime_ns for file in (home / "mirrors").rglob("*.dcm")}
+    assert left.items() < kept.items()
+    assert len(left) == len(kept) - 1
 
 
 def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp_path):
@@ -150,6 +176,26 @@ def test_maintenance_verifies_then_clears_and_leaves_a_damaged_dataset_alone(hom
     shutil.rmtree(volume)
     with pytest.raises(DamagedError, match=f"1 of 5 volumes .* the first of {row.patient}"):
         maintenance()
+
+
+def test_every_pixel_is_read_once_within_the_weeks_that_are_given():
+    patients = [f"L{number:03d}" for number in range(100)]
+    weeks = [datetime(2026, 1, 4, 4, tzinfo=UTC) + timedelta(weeks=n) for n in range(13)]
+    shares = [due_in(week, patients, 13) for week in weeks]
+    assert sorted(one for share in shares for one in share) == patients
+    assert max(map(len, shares)) < 20
+    assert due_in(weeks[0], patients, 1) == patients
+    assert due_in(weeks[0], patients, 0) == []
+
+
+def test_a_pixel_that_changed_is_found_by_maintenance(home, tmp_path, tiny_cohort, monkeypatch):
+    monkeypatch.setenv("HQINET_DATASET", str(tmp_path / "dataset"))
+    ingest(str(tiny_cohort), "tiny")
+    assert maintenance(deep_within=1).deep == 5
+    monkeypatch.setattr(upkeep.volumes, "digest", lambda *_: "another")
+    assert maintenance(deep_within=0).deep == 0
+    with pytest.raises(DamagedError, match=r"5 of 5 volumes of commit 1 are damaged, .* digest"):
+        maintenance(deep_within=1)
 
 
 def test_a_long_message_is_cut():

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -12,10 +14,11 @@ import pytest
 
 from flows import stores
 from flows.compute import training_job
+from flows.compute.distributed import fit_distributed
 from flows.compute.observations import Observations
 from flows.ingest import ingest
 from flows.settings import TrainSettings
-from flows.train import AlreadyTrainingError, fit_distributed, held, train, write_job
+from flows.train import AlreadyTrainingError, held, train, write_job
 from hqinet.devices import DeviceError
 from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
@@ -78,11 +81,35 @@ def test_several_processes_name_a_damaged_shard(cohort, home, tiny_recipe):
         shard.write_bytes(content)
 
 
-def test_two_processes_train_one_model(cohort, home, tiny_recipe):
-    result = train(tiny_recipe, settings=TrainSettings(device="cpu", processes=2))
-    assert load_checkpoint(home / "runs" / result.run / "checkpoint.pt")["step"] == 6
-    losses = stores.registry()._client.get_metric_history(result.run, "loss")
+def test_two_machines_train_what_one_trains(cohort, home, tiny_recipe, prefect_server):
+    on_one = train(tiny_recipe, settings=TrainSettings(device="cpu", processes=2))
+    assert load_checkpoint(home / "runs" / on_one.run / "checkpoint.pt")["step"] == 6
+    losses = stores.registry()._client.get_metric_history(on_one.run, "loss")
     assert [row.step for row in losses] == [1, 2, 3, 4, 5, 6]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"NODES": "2", "NODE": "1", "RENDEZVOUS": meeting, "DEVICE": "cpu"}
+    other = os.environ | {f"HQINET_TRAIN__{name}": value for name, value in variables.items()}
+    command = [Path(sys.executable).with_name("hqinet"), "train", "--recipe", tiny_recipe]
+    with subprocess.Popen(command, env=other, stdout=subprocess.PIPE, text=True) as joined:
+        settings = TrainSettings(device="cpu", nodes=2, rendezvous=meeting)
+        on_two = train(tiny_recipe, settings=settings)
+        said, _ = joined.communicate(timeout=60)
+    assert (joined.returncode, said.strip()) == (0, f"trained with {meeting}")
+    mine, theirs = weights(on_two.run, home), weights(on_one.run, home)
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"nodes": 2}, "several nodes need a rendezvous, as `node0:29400`"),
+        ({"nodes": 2, "node": 2, "rendezvous": "a:1"}, "node 2 is none of 2, which count from 0"),
+    ],
+)
+def test_machines_that_could_not_meet_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        TrainSettings(**wrong)
 
 
 def begun(command, *arguments: object) -> subprocess.Popen[str]:
@@ -179,13 +206,13 @@ def test_told_to_stop_before_they_begin_several_processes_are_not_tried_again(
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\nkill -TERM $PPID\nexec sleep 60\n")
     program.chmod(0o755)
-    monkeypatch.setattr("flows.train.sys.executable", str(program))
+    monkeypatch.setattr("flows.compute.distributed.sys.executable", str(program))
     job = training_job.Job(run=tmp_path.name, commit=1, recipe=load_recipe("fast"), device="cpu")
     job.folder.mkdir(parents=True)
     before = signal.signal(signal.SIGINT, ctrl_c)
     try:
         with pytest.raises(TrainingInterruptedError, match="told to stop"):
-            fit_distributed(job, 2, uuid4())
+            fit_distributed(job, TrainSettings(processes=2), uuid4())
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -1,16 +1,10 @@
 """Ingest without Prefect and Dask: the same parts that the flow composes, in this process."""
 
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -114,27 +108,3 @@ def dataset(tmp_path: Path) -> Dataset:
     dataset = Dataset(tmp_path / "dataset")
     dataset.create()
     return dataset
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[dict[str, str]]:
-    """Options of a real S3 server on loopback with a bucket."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # A process of its own: a thread would wait for the lock that the client's call holds.
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        options = {
-            "aws_endpoint": f"http://127.0.0.1:{port}",
-            "aws_access_key_id": "key",
-            "aws_secret_access_key": "secret",
-            "aws_region": "us-east-1",
-        }
-        for _ in range(150):
-            with suppress(httpx.TransportError):
-                httpx.put(f"{options['aws_endpoint']}/ct-data").raise_for_status()
-                break
-            time.sleep(0.2)
-        yield options
-        server.terminate()

@@ -109,6 +109,44 @@ def test_a_study_that_still_comes_waits_and_late_images_open_it_again(
 
 
 @pytest.mark.parametrize(
+    "keyword", ["NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances"]
+)
+def test_as_many_images_as_the_sender_says_complete_a_study_at_once(
+    receiver, port, series, tmp_path, keyword
+):
+    folder = series("L001", "Low Dose Images", slices=3, attributes={keyword: 3}).write(
+        tmp_path / "study"
+    )
+    first, *others = sorted(folder.iterdir())
+    receiver._quiet = 3600
+    store(port, first)
+    assert receiver.pass_on() == []
+    store(port, *others)
+    (place,) = receiver.pass_on()
+    assert len(list(place.iterdir())) == 3
+    assert list((tmp_path / "home" / "received").iterdir()) == []
+
+
+def test_a_series_that_is_complete_does_not_wait_for_another(receiver, port, series, tmp_path):
+    for name, expected in (("Low Dose Images", 3), ("Full Dose Images", 4)):
+        attributes = {"NumberOfSeriesRelatedInstances": expected}
+        series("L001", name, slices=3, attributes=attributes).write(tmp_path / "study" / name)
+    receiver._quiet = 3600
+    store(port, tmp_path / "study")
+    (place,) = receiver.pass_on()
+    assert "denoise-inbox" in place.parts
+    receiver._quiet = 0
+    (place,) = receiver.pass_on()
+    assert "inbox" in place.parts
+    assert len(list(place.iterdir())) == 3
+
+
+def test_a_certificate_that_is_not_there_is_one_line(receiver, tmp_path):
+    with pytest.raises(ReceiverError, match=r"the receiver's certificates .*/none\.pem: "):
+        listen(receiver, ReceiveSettings(port=0, certificate=tmp_path / "none.pem"))
+
+
+@pytest.mark.parametrize(
     ("change", "status"),
     [
         ({"SeriesInstanceUID": "../../../etc"}, module.CANNOT_UNDERSTAND),

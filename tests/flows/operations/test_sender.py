@@ -14,19 +14,20 @@ from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
 from flows.operations import outbox as module
 from flows.operations import sender
+from flows.operations.destinations import Entity, SendError, WebService, known, read_destinations
 from flows.operations.outbox import Outbox
 from flows.operations.receiver import Receiver, listen
 from flows.operations.routing import Rules
-from flows.operations.sender import Destination, SendError, attempt, read_destinations, work
+from flows.operations.sender import attempt, work
 from flows.settings import ReceiveSettings
 
 
 @pytest.fixture
-def pacs(tmp_path) -> Iterator[Destination]:
+def pacs(tmp_path) -> Iterator[Entity]:
     """A receiver of our own stands for the PACS; what it holds lies in `pacs/received`."""
     receiver = Receiver(tmp_path / "pacs", Rules(), 3600, print)
     server = listen(receiver, ReceiveSettings(port=0, ae_title="PACS", callers=["HQINET"]))
-    yield Destination(host="127.0.0.1", port=server.server_address[1], ae_title="PACS")
+    yield Entity(host="127.0.0.1", port=server.server_address[1], ae_title="PACS")
     server.shutdown()
 
 
@@ -40,7 +41,7 @@ def outbox(tmp_path) -> Outbox:
     return Outbox(tmp_path / "home")
 
 
-DEAD = Destination(host="127.0.0.1", port=9, ae_title="DEAD")
+DEAD = Entity(host="127.0.0.1", port=9, ae_title="DEAD")
 
 
 def test_a_series_is_sent_whole(pacs, folder, outbox, tmp_path):
@@ -79,7 +80,7 @@ FIRST = timedelta(seconds=1)
 def test_a_dead_destination_does_not_keep_another_waiting(
     pacs, folder, outbox, tmp_path, monkeypatch
 ):
-    def slow(path: Path, to: Destination) -> int:
+    def slow(path: Path, to: Entity) -> int:
         if to is DEAD:
             time.sleep(30)
         return really(path, to)
@@ -114,6 +115,49 @@ def test_a_refusal_and_a_folder_that_is_gone_are_said(pacs, folder, outbox, tmp_
         sender.send(tmp_path / "gone", pacs)
 
 
+def test_a_web_service_takes_a_series_whole(orthanc, folder, outbox):
+    web = WebService(url=f"http://127.0.0.1:{orthanc.http}/dicom-web/")
+    assert attempt(outbox, outbox.put(folder, "web"), web) == "restored to web: 3 images sent"
+    sent = {image.SOPInstanceUID: image for image in map(pydicom.dcmread, folder.iterdir())}
+    first = next(iter(sent.values()))
+    path = f"studies/{first.StudyInstanceUID}/series/{first.SeriesInstanceUID}"
+    back = {image.SOPInstanceUID: image for image in orthanc.retrieve(path)}
+    assert back.keys() == sent.keys()
+    assert all(image.PixelData == sent[uid].PixelData for uid, image in back.items())
+
+
+def test_a_web_service_that_refuses_or_is_dead_is_said(orthanc, folder):
+    elsewhere = WebService(url=f"http://127.0.0.1:{orthanc.http}/nowhere")
+    with pytest.raises(SendError, match=r"/nowhere/studies answers 404 to "):
+        sender.send(folder, elsewhere)
+    (folder / "1-001.dcm").write_bytes(b"no DICOM at all")
+    service = WebService(url=f"http://127.0.0.1:{orthanc.http}/dicom-web")
+    with pytest.raises(SendError, match=r"/studies answers \d+ to 1-001\.dcm"):
+        sender.send(folder, service)
+    with pytest.raises(SendError, match=r"127\.0\.0\.1:9/studies does not answer"):
+        sender.send(folder, WebService(url="http://127.0.0.1:9"))
+
+
+def test_a_series_goes_by_tls_to_whom_we_trust_and_comes_from_whom_we_know(
+    folder, tmp_path, certificate
+):
+    file, key = certificate
+    receiver = Receiver(tmp_path / "pacs", Rules(), 3600, print)
+    secured = {"certificate": file, "key": key, "authority": file}
+    server = listen(receiver, ReceiveSettings(port=0, ae_title="PACS", **secured))
+    port = server.server_address[1]
+    ours = Entity(host="127.0.0.1", port=port, ae_title="PACS", tls=True, **secured)
+    try:
+        assert sender.send(folder, ours) == 3
+        for change in ({"tls": False}, {"authority": None}, {"certificate": None, "key": None}):
+            with pytest.raises(SendError, match=r"takes no association|stopped answering"):
+                sender.send(folder, ours.model_copy(update=change))
+    finally:
+        server.shutdown()
+    with pytest.raises(SendError, match=r"certificates .*gone\.pem, .* No such file"):
+        ours.model_copy(update={"authority": tmp_path / "gone.pem"}).tls_context()
+
+
 def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, outbox, tmp_path):
     monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HQINET_SEND__RESTORED", '["pacs", "archive"]')
@@ -130,6 +174,7 @@ def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, out
     ("text", "says"),
     [
         ('[pacs]\nhost = "x"\nae_title = "PACS"', r"pacs\.port: Field required"),
+        ('[web]\nurl = "ftp://x"', r"web\.url: String should match pattern"),
         ('[pacs]\nhost = "x"\nport = 104\nae_title = "PACS"\ntsl = true', r"pacs\.tsl: Extra"),
         ("[pacs", "destinations .*destinations.toml: "),
     ],
@@ -142,4 +187,4 @@ def test_a_mistake_in_the_destinations_is_one_line_that_names_it(tmp_path, text,
 
 def test_a_destination_that_is_not_there_is_named():
     with pytest.raises(SendError, match="there is no destination 'pcas', only pacs"):
-        sender.known({"pacs": DEAD}, "pcas")
+        known({"pacs": DEAD}, "pcas")

@@ -1,0 +1,61 @@
+"""Shadow mode: a challenger restores live series beside the champion; nothing of it is sent.
+
+What it made lies in HOME/shadow, one folder a series with the record of how it was made. Without a
+full dose there is no telling how good it is; what was removed from real patients of today can
+still be set beside the verdict.
+"""
+
+from collections import Counter
+
+from prefect import flow, get_run_logger
+from pydantic import BaseModel
+
+from flows import stores
+from flows.compute import shadows
+from flows.compute.sources import restore_source
+from flows.evaluations import champion
+from flows.operations.arrivals import Taken, look_at, require_inbox
+from flows.settings import ClusterSettings, DenoiseSettings, Settings
+
+DEFAULTS = Settings()
+QUIET = 60
+"""Seconds without a change after which a study is taken."""
+
+
+class ShadowResult(BaseModel):
+    """What a challenger did in the shadow; without one there is no version."""
+
+    version: int | None
+    outcomes: dict[str, int]
+
+
+@flow(name="shadow")
+def shadow(
+    inbox: str = "denoise-inbox",
+    quiet: float = QUIET,
+    cluster: ClusterSettings = DEFAULTS.cluster,
+) -> ShadowResult:
+    """Restore the live studies with the newest version, if it is not the champion.
+
+    Args:
+        inbox: Folder of studies; a relative one lies in the home.
+        quiet: Seconds without a change after which a study is taken.
+        cluster: Where Dask runs.
+    """
+    versions, standing = stores.registry().versions(), champion()
+    newest = versions[0].version if versions else None
+    if standing is None or newest in {None, standing.version}:
+        get_run_logger().info("no challenger: the newest version is the champion, or there is none")
+        return ShadowResult(version=None, outcomes={})
+    home, outcomes = Settings().home.absolute(), Counter[str]()
+    taken = Taken(home / "taken" / f"shadow-{newest}.json")
+    settings = DenoiseSettings(model=str(newest))
+    for path in sorted(require_inbox(inbox).iterdir()):
+        arrival = look_at(path)
+        if arrival.is_empty or arrival.age < quiet or arrival in taken:
+            continue
+        result = restore_source(path, shadows.folder(), settings, cluster)
+        outcomes.update(row.outcome for row in result.series)
+        taken.add(arrival)
+    get_run_logger().info("version %s in the shadow: %s", newest, dict(outcomes))
+    return ShadowResult(version=newest, outcomes=outcomes)
