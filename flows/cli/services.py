@@ -67,9 +67,7 @@ def status(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     known = services.read(home)
     shown: dict[str, Any] = {"state": "down", "services": []} if known is None else _shown(known)
     if known is not None and known.is_up:
-        from flows.operations import queue
-
-        shown["queue"] = queue.look(known.prefect)
+        shown |= _queue(known.prefect)
     day = DayReport.read(home)
     shown["day"] = None if day is None else day.model_dump(mode="json")
     output.answer(shown, _print_services, as_json=as_json)
@@ -141,6 +139,18 @@ def _since(known: str) -> str | None:
     return datetime.fromtimestamp(process.create_time(), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _queue(prefect: str) -> dict[str, Any]:
+    """What waits, or why that is not known."""
+    import httpx
+
+    from flows.operations import queue
+
+    try:
+        return {"queue": queue.look(prefect), "unseen": None}
+    except httpx.HTTPError as error:
+        return {"queue": [], "unseen": queue.unseen(error)}
+
+
 def _print_services(shown: dict[str, Any]) -> None:
     from flows.cli import output
 
@@ -152,6 +162,8 @@ def _print_services(shown: dict[str, Any]) -> None:
     if shown.get("queue"):
         keys = ("pool", "running", "waiting", "late", "bad ends in 24 h", "workers")
         output.print_table("Queue", keys, ([row[key] for key in keys] for row in shown["queue"]))
+    if shown.get("unseen"):
+        output.print_line(shown["unseen"])
     if shown.get("day"):
         _print_day(shown["day"])
     if shown["state"] in {"up", "degraded"}:

@@ -1,6 +1,7 @@
 """How much waits in each work pool, asked of Prefect's server."""
 
 from datetime import UTC, datetime, timedelta
+from http.client import UNAUTHORIZED
 from typing import Any
 
 import httpx
@@ -16,13 +17,17 @@ BAD = ["Failed", "Crashed", "TimedOut", "Refused", "Quarantined"]
 def look(prefect: str) -> list[dict[str, Any]]:
     """A row a pool: runs that run, wait, are late, ended badly within a day; workers online.
 
-    prefect: URL of the API. Where it does not answer, nothing is known: no rows.
+    prefect: URL of the API. Raises httpx.HTTPError if it does not answer, or not to us.
     """
-    try:
-        with api.client(prefect, TIMEOUT) as client:
-            return [_row(client, pool) for pool in POOLS]
-    except httpx.HTTPError:
-        return []
+    with api.client(prefect, TIMEOUT) as client:
+        return [_row(client, pool) for pool in POOLS]
+
+
+def unseen(error: httpx.HTTPError) -> str:
+    """Why the queue is not shown, and what to do."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == UNAUTHORIZED:
+        return f"the queue is not shown: Prefect asks for a password: set {api.CLIENTS}"
+    return f"the queue is not shown: Prefect does not answer ({error}): look at its log"
 
 
 def bad_ends(prefect: str, since: datetime) -> list[str]:
