@@ -7,13 +7,16 @@ the tag AUTOMATIC, so that what a person starts by hand, or a pipeline does itse
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 from prefect.events import emit_event
 
-from flows.compute.restoration import SeriesOutcome
 from flows.settings import Settings
+
+if TYPE_CHECKING:
+    # It brings torch, which ingest and promote need not wait for.
+    from flows.compute.restoration import SeriesOutcome
 
 AUTOMATIC = "automatic"
 """Tag of the runs whose events start the next flow."""
@@ -64,7 +67,7 @@ def drift_found(lines: list[str]) -> None:
     emit("drift.found", "drift", {"drift": lines})
 
 
-def series_ended(outcomes: Iterable[SeriesOutcome]) -> None:
+def series_ended(outcomes: "Iterable[SeriesOutcome]") -> None:
     """Of each series that was restored, refused or quarantined just now; paths may name persons."""
     for row in outcomes:
         payload = row.model_dump(include={"outcome", "series", "model", "code", "slices"})
