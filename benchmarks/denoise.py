@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from hqinet.intensity import HU_RANGE, denormalise, normalise
+from hqinet.noise import noise_level
 from hqinet.quality.reference import find_body
 from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.restore import HUModel, read_windows, rounded
@@ -147,12 +149,22 @@ def _aot(network: torch.nn.Module, example: Tensor) -> HUModel:
 
 
 def _openvino(network: torch.nn.Module, example: Tensor, precision: str) -> HUModel:
+    """The network alone: OpenVINO has no median, by which the noise of a slice is measured."""
     import openvino
 
-    model = openvino.convert_model(torch.export.export(network, (example.clone(),)))
+    inner = network.network
+    inputs = normalise(example), noise_level(example[:, 1]) / HU_RANGE
+    model = openvino.convert_model(torch.export.export(inner, tuple(x.clone() for x in inputs)))
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": precision}
     compiled = openvino.compile_model(model, "CPU", settings)
-    return lambda hu: torch.from_numpy(compiled(hu.numpy())[0].copy())
+
+    def run(hu: Tensor) -> Tensor:
+        noise = noise_level(hu[:, 1]) / HU_RANGE
+        result = compiled([normalise(hu).numpy(), noise.numpy()])[0]
+        restored = denormalise(torch.from_numpy(result.copy()))
+        return torch.lerp(hu[:, 1:2], restored, network.removed)
+
+    return run
 
 
 def best(run: Callable[[], object]) -> float:
