@@ -1,4 +1,7 @@
-"""Restoration end to end: what comes out, what is refused, what is kept from use, and kills."""
+"""Restoration end to end: what comes out, what is refused, what is kept from use, and kills.
+
+In one file, for its tests share models that are trained once.
+"""
 
 import json
 import os
