@@ -53,7 +53,8 @@ def show_patient(patient: str, model: str) -> Image.Image:
         raise ShowError(
             f"{patient!r} is no path, no derived series of this home, and no patient: {error}"
         ) from error
-    used, device = Models(model).resolve(), pick_device("auto")
+    models, device = Models(model), pick_device("auto")
+    used = models.resolve()
     middle = pair.low.shape[0] // 2
     first = max(middle - 1, 0)
     low = np.asarray(pair.low[first : middle + 2])

@@ -55,7 +55,10 @@ class UsedModel:
 
 
 class Models:
-    """Resolves the model that was asked for, once a series, and brings its file to this machine."""
+    """Resolves the model that was asked for, once a series, and brings its file to this machine.
+
+    The file is there as long as this object is.
+    """
 
     def __init__(self, asked: str) -> None:
         self._asked = asked
@@ -126,14 +129,17 @@ def load(used: UsedModel, dose: float | None, device: str) -> HUModel:
         return _LOADED[key]
 
 
-def load_ahead(model: str, dose: float | None, device: str) -> None:
+def load_ahead(model: str, dose: float | None, device: str) -> Thread:
     """Begin to load a model, which takes seconds, in a thread; what prevents it is raised later."""
 
     def prepare() -> None:
+        models = Models(model)
         with suppress(Exception):
-            load(Models(model).resolve(), dose, device)
+            load(models.resolve(), dose, device)
 
-    Thread(target=prepare).start()
+    thread = Thread(target=prepare)
+    thread.start()
+    return thread
 
 
 def _digest(file: Path) -> str:

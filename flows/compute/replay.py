@@ -73,7 +73,8 @@ def replay_series(files: Sequence[Path], record: SeriesRecord | None, device: st
 def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> tuple[int, float]:
     """Pixels that differ, and the largest difference in HU."""
     options = json.loads(record.options)
-    used = Models(record.model).resolve()
+    models = Models(record.model)
+    used = models.resolve()
     if used.identity != record.identity:
         raise DenoiseError(
             f"model {record.model} is {used.identity[:12]} here, and was {record.identity[:12]} "

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from flows import events, stores, trace
 from flows.cli.main import app
-from flows.compute.models import DenoiseError
+from flows.compute import models as loading
+from flows.compute.models import DenoiseError, load_ahead
 from flows.compute.workers import ClusterError
 from flows.daily import live_entries, report_day
 from flows.denoise import denoise
@@ -168,6 +169,16 @@ def test_a_file_is_followed_back_to_the_data_its_model_was_trained_on(source, mo
     alone.parent.mkdir()
     shutil.copy(min(Path(row["folder"]).iterdir()), alone)
     assert trace.explain(alone).model_dump(exclude={"file"}) == told.model_dump(exclude={"file"})
+
+
+def test_a_replay_takes_the_version_from_the_registry(source, models, tmp_path, monkeypatch):
+    row = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    monkeypatch.setattr(loading, "_LOADED", {})
+    (again,) = trace.replay(Path(row["folder"]), "cpu")
+    assert (again.outcome, again.instances) == ("same", SLICES), again.reason
+    monkeypatch.setattr(loading, "_LOADED", {})
+    load_ahead(models["Smoother"], None, "cpu").join()
+    assert len(loading._LOADED) == 1
 
 
 def test_a_zip_is_done_once_and_asked_for_compressed_is_written_anew(source, models, tmp_path):

@@ -56,7 +56,8 @@ def test_the_network_of_a_version_of_this_code_is_built_and_of_another_is_not(
     result, tiny_recipe, monkeypatch
 ):
     monkeypatch.setattr(models, "is_exact", lambda _: True)
-    used = models.Models(str(result.train.model)).resolve()
+    asked = models.Models(str(result.train.model))
+    used = asked.resolve()
     assert used.network == load_recipe(tiny_recipe).model
     assert load_built(used.file, used.network, dose=None) is not None
     monkeypatch.setattr(models, "code_version", lambda: "0.0.1")
