@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -100,26 +101,29 @@ class Installation:
         url = f"{self.services().prefect}/flow_run_states/?flow_run_id={run['id']}"
         return sorted(httpx.get(url, timeout=30).json(), key=lambda row: row["timestamp"])
 
-    def ended(self, name: str, seconds: float = 120) -> dict:
-        """The run of a deployment, once it is over."""
-        run = self.wait(lambda: over(self.runs(name)), seconds, f"the end of {name}")
-        assert run["state_type"] == "COMPLETED", run["state"]
-        return run
+    def ended(self, name: str, seconds: float = 120, of: int = 1) -> dict:
+        """The latest of so many runs of a deployment, once they are over."""
+        runs = self.wait(lambda: over(self.runs(name), of), seconds, f"the end of {name}")
+        assert {run["state_type"] for run in runs} == {"COMPLETED"}, runs[0]["state"]
+        return runs[0]
 
     def wait(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if value := condition():
-                return value
+            # The server is away while a test has killed it.
+            with suppress(httpx.TransportError):
+                if value := condition():
+                    return value
             time.sleep(0.3)
         logs = {file.name: file.read_text()[-2000:] for file in (self.home / "logs").iterdir()}
         return pytest.fail(f"{what} did not come within {seconds} s: {logs}")
 
 
-def over(runs: list[dict]) -> dict | None:
+def over(runs: list[dict], of: int) -> list[dict]:
     # One that crashed is started again.
     ends = ("COMPLETED", "FAILED", "CANCELLED")
-    return next((run for run in runs if run["state_type"] in ends), None)
+    found = [run for run in runs if run["state_type"] in ends]
+    return found if len(found) >= of else []
 
 
 @pytest.fixture(scope="module")
