@@ -32,7 +32,7 @@ from hqinet.restoration.starter import RECIPE, required_starter
 from hqinet.restoration.tiles import within_memory
 from hqinet.training.recipe import load_recipe
 from storage.dicom.finding import find_series
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import order
 

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from flows.errors import FlowError
 from flows.operations.home import DEFAULT
 from storage.dataset.splits import TARGETS, Split
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OTHER_VARIABLES = ("HQINET_FETCH_ENDPOINT", "HQINET_PSEUDONYM_KEY", "HQINET_REAL_DATA")

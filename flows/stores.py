@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from flows.settings import Settings
 from storage.dataset.versions import Dataset
-from storage.dicom.index import SeriesIndex
 from storage.errors import DatasetError
 from storage.models.promotions import Promotions
 
 if TYPE_CHECKING:
+    from storage.dicom.index import SeriesIndex
     from storage.models.registry import Owner, Registry
 
 
@@ -56,8 +56,11 @@ def promotions() -> Promotions:
     return Promotions(dataset().location.child("promotions"))
 
 
-def restored() -> SeriesIndex:
+def restored() -> "SeriesIndex":
     """The derived series that this home has made."""
+    # pydicom takes half a second to import, which few commands need.
+    from storage.dicom.index import SeriesIndex  # noqa: PLC0415
+
     return SeriesIndex(Settings().home.absolute() / "restored")
 
 

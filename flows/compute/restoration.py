@@ -27,8 +27,8 @@ from hqinet.restoration.restore import rounded
 from storage.dicom.archive import Destination, SeriesRecord, source_digest
 from storage.dicom.derived import Derivation, derived_instance, referenced_series
 from storage.dicom.finding import FoundSeries
-from storage.dicom.geometry import Limits
 from storage.dicom.index import SeriesIndex
+from storage.dicom.limits import Limits
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series, order
 from storage.dicom.source_images import changed_values, source_images

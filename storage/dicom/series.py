@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from storage.dicom.frames import Stored, Vector
-from storage.dicom.geometry import Geometry, Image, Limits, images_of, measure
+from storage.dicom.geometry import Geometry, Image, images_of, measure
 from storage.dicom.headers import FileHeader
+from storage.dicom.limits import Limits
 from storage.refusals import SHOWN_FILES, Code, Refusal
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from storage.dataset.splits import TARGETS, Split
 from storage.dataset.versions import Dataset
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 from storage.errors import SourceError
 from storage.ingest.cohort import SYNTHETIC, CohortRules
 from storage.ingest.pairing import Pair

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from storage.dicom.geometry import Geometry, Limits, quoted
+from storage.dicom.geometry import Geometry, quoted
+from storage.dicom.limits import Limits
 from storage.dicom.series import Series
 from storage.refusals import Code, Refusal
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 from storage.dicom.series import Series, order
 from storage.ingest.cohort import Role
 from storage.ingest.grids import match

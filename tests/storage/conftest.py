@@ -10,8 +10,8 @@ import pytest
 
 from storage.dataset.rows import Refused
 from storage.dataset.versions import Dataset, Snapshot
-from storage.dicom.geometry import Limits
 from storage.dicom.headers import FileHeader, read_header
+from storage.dicom.limits import Limits
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import order
 from storage.ingest.conversion import convert

@@ -19,7 +19,7 @@ from storage.dicom.derived import (
     series_uid,
 )
 from storage.dicom.finding import find_series
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import order
 from storage.dicom.source_images import changed_values, source_images

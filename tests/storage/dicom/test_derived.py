@@ -14,7 +14,7 @@ from storage.dicom.derived import (
     series_uid,
 )
 from storage.dicom.finding import find_series
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 from storage.dicom.series import order
 from storage.dicom.source_images import source_images, stored_range
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.dicom.frames import Frame, Stored
-from storage.dicom.geometry import Geometry, Limits, images_of, measure
+from storage.dicom.geometry import Geometry, images_of, measure
 from storage.dicom.headers import FileHeader, read_header
+from storage.dicom.limits import Limits
 from storage.dicom.series import order
 from storage.refusals import Code, Refusal
 

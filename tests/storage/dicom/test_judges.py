@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from storage.dicom.finding import find_series
-from storage.dicom.geometry import Limits
+from storage.dicom.limits import Limits
 from storage.dicom.series import order
 from storage.dicom.writing import SeriesIdentity, write_series
 

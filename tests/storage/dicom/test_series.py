@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from storage.dicom.geometry import Limits
 from storage.dicom.headers import read_header
+from storage.dicom.limits import Limits
 from storage.dicom.series import order
 from storage.refusals import Refusal
 
