@@ -16,8 +16,9 @@ from flows import stores
 from flows.errors import FlowError
 from flows.operations import api, services
 from flows.operations import home as homes
-from flows.operations.destinations import read_destinations
+from flows.operations.destinations import SendError, read_destinations
 from flows.operations.outbox import Outbox
+from flows.operations.sender import reach
 from flows.settings import Settings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
@@ -238,7 +239,7 @@ def running(home: Path) -> Check:
 
 
 def outbox(home: Path) -> Check:
-    """Nothing that was to be sent was given up, and every destination of it is known."""
+    """Nothing that was to be sent was given up, and its destinations are known and answer."""
     destinations = read_destinations(Settings().send.destinations)
     box = Outbox(home)
     lost = [name for name in Settings().send.restored if name not in destinations]
@@ -248,6 +249,12 @@ def outbox(home: Path) -> Check:
         found += [f"{number} series for {name} given up" for name, number in given_up.items()]
         advice = "see HQINET_SEND__DESTINATIONS, and send what was given up: `hqinet send FOLDER`"
         return Check(name="outbox", outcome="failure", found=", ".join(found), advice=advice)
+    for name, to in destinations.items():
+        try:
+            reach(to)
+        except SendError as error:
+            advice = "what is for it waits in the outbox meanwhile"
+            return Check(name="outbox", outcome="failure", found=f"{name}: {error}", advice=advice)
     waiting = {name: len(box.waiting(name)) for name in destinations}
     found = ", ".join(f"{number} for {name}" for name, number in waiting.items())
     return Check(name="outbox", found=found or "no destinations")

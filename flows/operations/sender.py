@@ -12,7 +12,8 @@ import httpx
 from pydicom import dcmread
 from pynetdicom import AE
 from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from flows.operations.destinations import Destination, Entity, SendError, WebService
 from flows.operations.outbox import Job, Outbox
@@ -41,9 +42,28 @@ def send(folder: Path, to: Destination) -> int:
     return len(images)
 
 
+def reach(to: Destination) -> None:
+    """Ask a destination whether it is there, without sending anything. Raises SendError."""
+    if isinstance(to, WebService):
+        url = f"{to.url.rstrip('/')}/studies"
+        try:
+            with _web(to) as client:
+                answer = client.get(url, params={"limit": 1})
+        except httpx.HTTPError as error:
+            raise SendError(f"{url} does not answer: {error}") from error
+        if answer.is_error:
+            raise SendError(f"{url} answers {answer.status_code}")
+        return
+    association = _associate([build_context(Verification)], to)
+    if not association.is_established:
+        raise SendError(f"{_name(to)} takes no association: is it up, and does it know us?")
+    association.send_c_echo()
+    association.release()
+
+
 def _c_store(images: list[Path], to: Entity) -> None:
-    where = f"{to.ae_title} at {to.host}:{to.port}"
-    association = _associate(images, to)
+    where = _name(to)
+    association = _associate(_contexts(images), to)
     if not association.is_established:
         raise SendError(f"{where} takes no association: is it up, and does it know {to.calling}?")
     try:
@@ -60,17 +80,31 @@ def _c_store(images: list[Path], to: Entity) -> None:
         association.release()
 
 
-def _associate(images: list[Path], to: Entity) -> Association:
+def _name(to: Entity) -> str:
+    return f"{to.ae_title} at {to.host}:{to.port}"
+
+
+def _contexts(images: list[Path]) -> list[PresentationContext]:
+    """One for each class and transfer syntax among the images."""
     contexts = {}
     for image in images:
         header = dcmread(image, stop_before_pixels=True)
         kind = (header.SOPClassUID, header.file_meta.TransferSyntaxUID)
         contexts[kind] = build_context(*kind)
+    return list(contexts.values())[:CONTEXTS]
+
+
+def _associate(contexts: list[PresentationContext], to: Entity) -> Association:
     entity = AE(ae_title=to.calling)
-    entity.requested_contexts = list(contexts.values())[:CONTEXTS]
+    entity.requested_contexts = contexts
     entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = TIMEOUT
     secured = (to.tls_context(), to.host) if to.tls else None
     return entity.associate(to.host, to.port, ae_title=to.ae_title, tls_args=secured)
+
+
+def _web(to: WebService) -> httpx.Client:
+    headers = {"Authorization": to.authorization} if to.authorization else {}
+    return httpx.Client(headers=headers, timeout=TIMEOUT, verify=to.tls_context())
 
 
 def _stow(images: list[Path], to: WebService) -> None:
@@ -80,15 +114,14 @@ def _stow(images: list[Path], to: WebService) -> None:
         "Content-Type": f'multipart/related; type="application/dicom"; boundary={mark}',
         "Accept": "application/dicom+json",
     }
-    if to.authorization:
-        headers["Authorization"] = to.authorization
     begin = f"--{mark}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     end = f"\r\n--{mark}--\r\n".encode()
     url = f"{to.url.rstrip('/')}/studies"
     try:
-        with httpx.Client(headers=headers, timeout=TIMEOUT, verify=to.tls_context()) as client:
+        with _web(to) as client:
             for image in images:
-                answer = client.post(url, content=begin + image.read_bytes() + end)
+                body = begin + image.read_bytes() + end
+                answer = client.post(url, content=body, headers=headers)
                 # Anything but 200 says that it was not stored as it was sent.
                 if answer.status_code != httpx.codes.OK:
                     said = " ".join(answer.text.split())[:200]

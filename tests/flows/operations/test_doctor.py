@@ -62,6 +62,15 @@ def test_what_is_wrong_is_a_failure_that_says_so(found, monkeypatch, variable, v
     assert check.advice
 
 
+def test_a_destination_that_is_dead_is_a_failure(found, monkeypatch, tmp_path):
+    file = tmp_path / "destinations.toml"
+    file.write_text('[pacs]\nhost = "127.0.0.1"\nport = 9\nae_title = "PACS"\n')
+    monkeypatch.setenv("HQINET_SEND__DESTINATIONS", str(file))
+    check = found()["outbox"]
+    assert check.outcome == "failure"
+    assert "pacs: PACS at 127.0.0.1:9 takes no association" in check.found
+
+
 def test_a_full_disk_a_missing_decoder_and_a_package_out_of_range(found, monkeypatch):
     monkeypatch.setattr(doctor, "LEAST_SPACE", 2**80)
     monkeypatch.setitem(doctor.DECODERS, "JPEG XL", "no_such_module")

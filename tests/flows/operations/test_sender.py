@@ -138,6 +138,18 @@ def test_a_web_service_that_refuses_or_is_dead_is_said(orthanc, folder):
         sender.send(folder, WebService(url="http://127.0.0.1:9"))
 
 
+def test_a_destination_is_asked_whether_it_is_there(pacs, orthanc):
+    web = WebService(url=f"http://127.0.0.1:{orthanc.http}/dicom-web")
+    for there in (pacs, web):
+        sender.reach(there)
+    with pytest.raises(SendError, match=r"DEAD at 127\.0\.0\.1:9 takes no association"):
+        sender.reach(DEAD)
+    with pytest.raises(SendError, match=r"/nowhere/studies answers 404"):
+        sender.reach(web.model_copy(update={"url": f"http://127.0.0.1:{orthanc.http}/nowhere"}))
+    with pytest.raises(SendError, match="does not answer"):
+        sender.reach(WebService(url="http://127.0.0.1:9"))
+
+
 def test_a_series_goes_by_tls_to_whom_we_trust_and_comes_from_whom_we_know(
     folder, tmp_path, certificate
 ):
