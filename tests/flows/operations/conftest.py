@@ -146,7 +146,7 @@ def installation(hqinet, stranger, tiny_recipe, tmp_path_factory) -> Iterator[In
         HQINET_RECIPE=str(recipe),
         HQINET_POLICY=str(policy),
         HQINET_CLUSTER__WORKERS="1",
-        HQINET_INGEST__SPLIT_TARGETS='{"train": 0.4, "validation": 0.2, "test": 0.4}',
+        HQINET_INGEST__SPLIT_TARGETS='{"train": 0.5, "validation": 0.15, "test": 0.35}',
         HQINET_SERVICES__PREFECT_PORT=str(stranger),
         HQINET_SERVICES__MLFLOW_PORT=str(stranger + 20),
         HQINET_SERVICES__LOST_AFTER="40",
