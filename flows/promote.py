@@ -192,7 +192,7 @@ def publish(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
     word: Literal["promoted", "refused"] = "promoted" if verdict.passed else "refused"
     create_markdown_artifact(
         key="promotion",
-        markdown=_markdown(verdict, entry.details["shadow"]),
+        markdown=_markdown(verdict, entry.details.get("shadow")),
         description=f"version {entry.candidate} {word} on commit {entry.commit}",
     )
     get_run_logger().info("version %d %s", entry.candidate, word)
@@ -204,7 +204,7 @@ def publish(entry: Entry, verdict: gate.Verdict) -> PromoteResult:
         policy=entry.details["policy"],
         reasons=verdict.reasons,
         rules=[outcome.model_dump() | {"outcome": outcome.word} for outcome in verdict.outcomes],
-        shadow=entry.details["shadow"],
+        shadow=entry.details.get("shadow"),
     )
 
 

@@ -1,7 +1,7 @@
 """How much waits in each work pool, asked of Prefect's server."""
 
 from datetime import UTC, datetime, timedelta
-from http.client import UNAUTHORIZED
+from http.client import NOT_FOUND, UNAUTHORIZED
 from typing import Any
 
 import httpx
@@ -17,10 +17,11 @@ BAD = ["Failed", "Crashed", "TimedOut", "Refused", "Quarantined"]
 def look(prefect: str) -> list[dict[str, Any]]:
     """A row a pool: runs that run, wait, are late, ended badly within a day; workers online.
 
-    prefect: URL of the API. Raises httpx.HTTPError if it does not answer, or not to us.
+    prefect: URL of the API; a pool that its server does not have has no row. Raises httpx.HTTPError
+    if it does not answer, or not to us.
     """
     with api.client(prefect, TIMEOUT) as client:
-        return [_row(client, pool) for pool in POOLS]
+        return [_row(client, pool) for pool in POOLS if _is_there(client, pool)]
 
 
 def unseen(error: httpx.HTTPError) -> str:
@@ -44,6 +45,10 @@ def bad_ends(prefect: str, since: datetime) -> list[str]:
     with api.client(prefect, TIMEOUT) as client:
         runs = client.post("/flow_runs/filter", json=body).raise_for_status().json()
     return [f"{run['name']}: {run['state_name']}: {run['state']['message']}" for run in runs]
+
+
+def _is_there(client: httpx.Client, pool: str) -> bool:
+    return client.get(f"/work_pools/{pool}").status_code != NOT_FOUND
 
 
 def _row(client: httpx.Client, pool: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_refusals_are_counted_by_code_before_they_are_listed(printed):
 
 def test_a_verdict_and_the_list_of_models_name_the_policy(printed):
     verdict = {"rules": [], "verdict": "refused", "policy": "strict", "model": 3, "commit": 2}
+    verdict["shadow"] = None
     assert printed(output.print_verdict, verdict) == (
         "model version 3: refused by the policy strict\n"
     )

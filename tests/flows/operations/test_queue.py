@@ -17,6 +17,9 @@ def closed():
         def do_POST(self):
             self.send_error(401)
 
+        def do_GET(self):
+            self.send_error(401)
+
         def log_message(self, *_):
             pass
 
