@@ -12,15 +12,16 @@ from pydantic import BaseModel
 
 from flows import stores
 from flows.compute.models import DenoiseError, Models, load
-from flows.compute.restoration import LEAST_SLICES, decoded
+from flows.compute.restoration import LEAST_SLICES
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
 from hqinet.restoration.restore import rounded
 from storage.dicom.archive import SeriesRecord, source_digest
 from storage.dicom.finding import FoundSeries, find_series, opened
-from storage.dicom.series import Series, order
-from storage.dicom.source_images import changed_values, source_images
+from storage.dicom.series import order
+from storage.dicom.source_images import SourceImage, changed_values, source_images
 from storage.dicom.statement import Statement, read_statement
+from storage.dicom.stored_words import decoded
 from storage.errors import SourceError
 from storage.refusals import Refusal
 
@@ -85,7 +86,7 @@ def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> t
     with scratch as folder, opened(path, stores.scratch()) as place:
         found = _source(place, record)
         series = order(found.headers, LEAST_SLICES)
-        low = decoded(found.root, series, Path(folder) / "low.npy")
+        low, words = decoded(found.root, series, Path(folder))
         chosen = pick_device(device)
         blocks = rounded(
             load(used, options["dose"], device),
@@ -94,7 +95,8 @@ def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> t
             strength=options["strength"],
         )
         after = (hu for _, block in blocks for hu in block)
-        return _differences(said, found, series, low, after)
+        sources = source_images(found.root, series, words)
+        return _differences(said, sources, low, after)
 
 
 def _source(place: Path, record: SeriesRecord) -> FoundSeries:
@@ -108,14 +110,13 @@ def _source(place: Path, record: SeriesRecord) -> FoundSeries:
 
 def _differences(
     said: Sequence[Statement],
-    found: FoundSeries,
-    series: Series,
+    sources: Iterator[SourceImage],
     low: NDArray[np.int16],
     restored: Iterator[NDArray[np.int16]],
 ) -> tuple[int, float]:
     of_source = {(one.source_instance, one.frame): one.pixels for one in said}
     differing, largest, compared = 0, 0.0, 0
-    for source, before, after in zip(source_images(found.root, series), low, restored, strict=True):
+    for source, before, after in zip(sources, low, restored, strict=True):
         there = of_source.get((source.instance, source.item.frame))
         if there is None:
             continue

@@ -29,9 +29,9 @@ from storage.dicom.derived import Derivation, derived_instance, referenced_serie
 from storage.dicom.finding import FoundSeries
 from storage.dicom.index import SeriesIndex
 from storage.dicom.limits import Limits
-from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import Series, order
 from storage.dicom.source_images import changed_values, source_images
+from storage.dicom.stored_words import StoredWords, decoded
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules, Role, read_cohort_file
 from storage.refusals import Refusal
@@ -87,6 +87,7 @@ class Prepared:
     place: Destination
     record: SeriesRecord
     low: NDArray[np.int16]
+    words: StoredWords
     scratch: tempfile.TemporaryDirectory[str]
     about: dict[str, Any]
 
@@ -152,7 +153,7 @@ def _prepared(
     request.scratch.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(dir=request.scratch)
     try:
-        low = decoded(found.root, series, Path(scratch.name) / "low.npy")
+        low, words = decoded(found.root, series, Path(scratch.name))
         facts = _facts(found, series, low, settings)
         warnings, unjudged = _beside_training(facts, used)
         said |= {"warnings": warnings, "unjudged": unjudged}
@@ -165,7 +166,7 @@ def _prepared(
     record = record.model_copy(
         update={"warnings": warnings, "unjudged": unjudged, "measured": seen_of(facts)}
     )
-    return Prepared(found, series, used, place, record, low, scratch, said)
+    return Prepared(found, series, used, place, record, low, words, scratch, said)
 
 
 def source_path(source: Path, found: FoundSeries) -> str:
@@ -242,7 +243,7 @@ class _Writing:
         files = [file_of[item.path] for item in prepared.series.slices]
         self._writer = ThreadPoolExecutor(1)
         self._low, self._place, self._derivation = prepared.low, prepared.place, derivation
-        self._sources = source_images(found.root, prepared.series)
+        self._sources = source_images(found.root, prepared.series, prepared.words)
         self._references = referenced_series(
             prepared.series.uid, [(file.sop_class, file.instance) for file in files]
         )
@@ -298,15 +299,6 @@ def seen_of(facts: SeriesFacts) -> dict[str, Any]:
 def removed_of(removal: Removal) -> dict[str, Any]:
     """What the record keeps of what was removed: share of the noise, grain, HU by tissue."""
     return {"removed": removal.amount, "grain": removal.frequency, "bias": removal.bias}
-
-
-def decoded(root: Path, series: Series, file: Path) -> NDArray[np.int16]:
-    """The series in HU in a file that is mapped into memory: (slices, rows, columns)."""
-    shape = (len(series.slices), series.rows, series.columns)
-    volume = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=shape)
-    for index, hu in enumerate(HuDecoder(root, series)):
-        volume[index] = hu
-    return volume
 
 
 def _facts(

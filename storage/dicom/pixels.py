@@ -1,7 +1,7 @@
 """The pixels of an ordered series -> HU, a slice at a time."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -27,9 +27,13 @@ class HuDecoder:
         rounded: whether HU were not whole numbers and were rounded to the nearest.
     """
 
-    def __init__(self, root: Path, series: Series) -> None:
+    def __init__(
+        self, root: Path, series: Series, keep: Callable[[np.ndarray], None] | None = None
+    ) -> None:
+        """`keep`: is given what the file of each slice stores, all bits, (rows, columns)."""
         self._root = root
         self._series = series
+        self._keep = keep
         self._flat: list[int | None] = []
         self.clipped = 0
         self.padded = 0
@@ -44,6 +48,8 @@ class HuDecoder:
             OSError, MemoryError: disk or memory failed; the file may be well.
         """
         for item, stored in stored_slices(self._root, self._series):
+            if self._keep is not None:
+                self._keep(stored)
             hu = self._to_hu(stored, item)
             self._flat.append(int(hu[0, 0]) if is_flat(hu) else None)
             yield hu
@@ -119,13 +125,13 @@ def _decode(file: Path, slices: Sequence[Slice], count: int) -> Iterator[np.ndar
     if stored.offset is not None:
         # By far the most CT is uncompressed: reading it needs no second look at the header.
         with file.open("rb") as stream:
-            _check_unchanged(slices[0], os.fstat(stream.fileno()))
+            check_unchanged(slices[0], os.fstat(stream.fileno()))
             for item in slices:
                 start = stored.offset + item.frame * count * np.dtype(stored.dtype).itemsize
                 stream.seek(start)
                 yield np.fromfile(stream, stored.dtype, count)
         return
-    _check_unchanged(slices[0], file.stat())
+    check_unchanged(slices[0], file.stat())
     if len(slices) == 1 and slices[0].frame == 0:
         header = _open(file)
         header.pixel_array_options(correct_unused_bits=False)
@@ -149,8 +155,8 @@ def _next(images: Iterator[np.ndarray], path: str, shape: tuple[int, int]) -> np
         raise Refusal(Code.UNREADABLE, reason, (path,)) from error
 
 
-def _check_unchanged(item: Slice, status: os.stat_result) -> None:
-    """The file is the one whose header was read: a delivery may still be on its way."""
+def check_unchanged(item: Slice, status: os.stat_result) -> None:
+    """Raise Refusal unless a file is the one whose header was read: it may still be on its way."""
     if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
         raise Refusal(
             Code.FILE_CHANGED,

@@ -4,7 +4,7 @@ Of Enhanced CT, each frame becomes an image of its own with the attributes that 
 (functional groups of DICOM PS3.3 C.7.6.16 and C.8.15.3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from storage.dicom.pixels import measured, padding_mask, padding_range, stored_slices
+from storage.dicom.pixels import check_unchanged, measured, padding_mask, padding_range
 from storage.dicom.series import Series, Slice
 from storage.hounsfield import AIR
 
@@ -57,16 +57,22 @@ class SourceImage:
     padding: NDArray[np.bool_]
 
 
-def source_images(root: Path, series: Series) -> Iterator[SourceImage]:
-    """Read the images of a series again, one in memory at a time, with all their attributes.
+def source_images(
+    root: Path, series: Series, words: Iterable[NDArray[np.integer]]
+) -> Iterator[SourceImage]:
+    """Yield the images of a series, one in memory at a time, with all their attributes.
+
+    Args:
+        words: what each slice stores, all bits.
 
     Raises:
         Refusal: a file is another by now.
     """
     path, file = None, Dataset()
-    for item, raw in stored_slices(root, series):
+    for item, raw in zip(series.slices, words, strict=True):
         if item.path != path:
             path = item.path
+            check_unchanged(item, (root / path).stat())
             file = pydicom.dcmread(root / path, stop_before_pixels=True, force=True)
         several = "PerFrameFunctionalGroupsSequence" in file
         padding = padding_mask(raw, item)

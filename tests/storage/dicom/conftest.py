@@ -1,5 +1,6 @@
 """What the tests of this room write: Enhanced CT, any transfer syntax, derived series."""
 
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,9 @@ from storage.dicom.derived import (
 )
 from storage.dicom.finding import find_series
 from storage.dicom.limits import Limits
-from storage.dicom.pixels import HuDecoder
 from storage.dicom.series import order
 from storage.dicom.source_images import changed_values, source_images
+from storage.dicom.stored_words import decoded
 
 OPTIONS = '{"strength": 1.0}'
 DERIVATION = Derivation(
@@ -43,8 +44,9 @@ def derive(folder, change=0, derivation=DERIVATION):
     ordered = order(found.headers, Limits(min_slices=1))
     references = referenced_series(found.uid, [(h.sop_class, h.instance) for h in found.headers])
     pairs = []
-    read = HuDecoder(found.root, ordered), source_images(found.root, ordered)
-    for hu, source in zip(*read, strict=True):
+    with tempfile.TemporaryDirectory() as scratch:
+        read, words = decoded(found.root, ordered, Path(scratch))
+    for hu, source in zip(read, source_images(found.root, ordered, words), strict=True):
         values = changed_values(source, hu, (hu + change).astype(np.int16))
         pairs.append((source, derived_instance(source, values, derivation, references)))
     return ordered, pairs

@@ -17,6 +17,7 @@ from storage.dicom.finding import find_series
 from storage.dicom.limits import Limits
 from storage.dicom.series import order
 from storage.dicom.source_images import source_images, stored_range
+from storage.dicom.stored_words import decoded
 
 
 def coded(intercept: float, slope: float, bits: int, signed: bool):
@@ -189,7 +190,10 @@ def test_padding_outside_of_the_bits_stored_keeps_its_word(tmp_path, series):
 
     series(change=change).write(tmp_path)
     (found,), _ = find_series(tmp_path)
-    source = next(source_images(found.root, order(found.headers, Limits())))
+    ordered, folder = order(found.headers, Limits()), tmp_path.with_name("words")
+    folder.mkdir()
+    _, words = decoded(found.root, ordered, folder)
+    source = next(source_images(found.root, ordered, words))
     assert (source.stored[:3] == 2**16 - 2000).all()
     assert (source.stored[5:] < 2**12).all()
 
