@@ -1,4 +1,4 @@
-"""The command as its users run it: processes, exit states, one JSON object, no traceback."""
+"""The command as its users run it, in processes; in one file, for its tests share one home."""
 
 import ctypes
 import json
@@ -330,6 +330,8 @@ def test_an_evaluation_says_a_line_a_patient(command, trained):
 
 def test_ctrl_c_is_130_and_one_line_whatever_the_verb(hqinet, tmp_path):
     stopped = hqinet(tmp_path)
+    # Tests that a script runs in its background ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*stopped.program, "demo", "--home", stopped.home],
         env=stopped.environment,
@@ -338,6 +340,7 @@ def test_ctrl_c_is_130_and_one_line_whatever_the_verb(hqinet, tmp_path):
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     end = time.monotonic() + 150
     # While it makes its cohort: its server is up, and no library is being imported.
     while not list((stopped.home / "demo-cohort").rglob("*.dcm")) and time.monotonic() < end:
