@@ -8,10 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/hqinet demo
 
-# Three processes for two cores: many tests wait for servers. A file of tests stays on one process,
-# which makes its home and cohort once.
+# Two processes; a file of tests stays on one of them, which makes its home and cohort once.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
