@@ -48,7 +48,7 @@ def ingest_inbox(
     """
     prefix, taken = as_prefix(inbox, Settings().home.absolute()), _taken("ingest")
     arrival = look_at(require_inbox(inbox)) if prefix is None else prefix.look()
-    if not _is_due(arrival, taken, quiet):
+    if not taken.lacks(arrival, quiet):
         return _result([], [arrival], taken)
     if prefix is not None:
         prefix.fetch()
@@ -76,7 +76,7 @@ def denoise_inbox(
     """
     folder, taken = require_inbox(inbox), _taken("denoise")
     arrivals = [look_at(path) for path in sorted(folder.iterdir())]
-    due = [arrival for arrival in arrivals if _is_due(arrival, taken, quiet)]
+    due = [arrival for arrival in arrivals if taken.lacks(arrival, quiet)]
     results = []
     for arrival in due:
         with tags(AUTOMATIC):
@@ -107,10 +107,6 @@ def queue_for_sending(result: DenoiseResult) -> None:
 
 def _taken(flow_name: str) -> Taken:
     return Taken(Settings().home.absolute() / "taken" / f"{flow_name}.json")
-
-
-def _is_due(arrival: Arrival, taken: Taken, quiet: float) -> bool:
-    return not arrival.is_empty and arrival.age >= quiet and arrival not in taken
 
 
 def _result(due: list[Arrival], rest: list[Arrival], taken: Taken) -> InboxResult:

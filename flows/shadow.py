@@ -52,7 +52,7 @@ def shadow(
     settings = DenoiseSettings(model=str(newest))
     for path in sorted(require_inbox(inbox).iterdir()):
         arrival = look_at(path)
-        if arrival.is_empty or arrival.age < quiet or arrival in taken:
+        if not taken.lacks(arrival, quiet):
             continue
         result = restore_source(path, shadows.folder(), settings, cluster)
         outcomes.update(row.outcome for row in result.series)

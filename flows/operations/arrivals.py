@@ -130,6 +130,10 @@ class Taken:
     def __contains__(self, arrival: Arrival) -> bool:
         return self._digests.get(str(arrival.path)) == arrival.digest
 
+    def lacks(self, arrival: Arrival, quiet: float) -> bool:
+        """Whether a delivery is to be taken: it holds something, is new, and quiet for seconds."""
+        return not arrival.is_empty and arrival.age >= quiet and arrival not in self
+
     def add(self, arrival: Arrival) -> None:
         """Remember a delivery; forget those that are gone."""
         self._digests = {path: d for path, d in self._digests.items() if Path(path).exists()}
