@@ -19,6 +19,7 @@ from flows.compute import training_job
 from flows.compute.training_job import Job
 from flows.errors import FlowError
 from flows.settings import TrainSettings
+from hqinet.devices import pick_device
 from hqinet.training.interrupts import TrainingInterruptedError
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -34,8 +35,10 @@ class LostProcessError(FlowError):
 def fit_distributed(job: Job, settings: TrainSettings, artifact: UUID) -> None:
     """Run the job under torchrun, one process a device; all are told of SIGTERM and Ctrl-C.
 
-    Raises what the run's processes say of themselves, and LostProcessError where they say nothing.
+    Raises DeviceError for a device that is not here, what the run's processes say of themselves,
+    and LostProcessError where they say nothing.
     """
+    pick_device(job.device)
     for name in training_job.REASONS:
         (job.folder / name).unlink(missing_ok=True)
     with get_client(sync_client=True) as client:
@@ -57,8 +60,10 @@ def fit_distributed(job: Job, settings: TrainSettings, artifact: UUID) -> None:
 def join(settings: TrainSettings) -> None:
     """Give this machine's processes to the run that the first machine opens, until it ends.
 
-    Raises LostProcessError if that ends badly, of which the first machine says more.
+    Raises DeviceError for a device that is not here, and LostProcessError if that ends badly, of
+    which the first machine says more.
     """
+    pick_device(settings.device)
     logs = stores.scratch() / f"ranks-{settings.node}"
     code, _ = _torchrun(settings, logs, [], dict(os.environ))
     if code:

@@ -22,7 +22,7 @@ from flows.compute.observations import Observations
 from flows.compute.pairs import pairs_of
 from flows.compute.progress import Display
 from flows.settings import Settings
-from hqinet.devices import DeviceError, pick_device
+from hqinet.devices import pick_device
 from hqinet.report.pictures import panel, save_curves
 from hqinet.training import loop as training
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
@@ -33,7 +33,6 @@ from storage.errors import DatasetError, StorageError
 REASONS: dict[str, type[Exception]] = {
     "stopped.txt": TrainingInterruptedError,
     "error.txt": TrainingError,
-    "device.txt": DeviceError,
     "damaged.txt": DatasetError,
     "store.txt": StorageError,
 }

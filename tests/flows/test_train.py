@@ -24,7 +24,7 @@ from hqinet.training.checkpoint import load_checkpoint, load_network
 from hqinet.training.interrupts import TrainingError, TrainingInterruptedError
 from hqinet.training.recipe import load_recipe
 from storage.errors import DatasetError, StorageError
-from storage.models.registry import DatasetInputs, Registry
+from storage.models.registry import DatasetInputs
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +112,20 @@ def test_machines_that_could_not_meet_are_refused(wrong, says):
         TrainSettings(**wrong)
 
 
-def begun(command, *arguments: object) -> subprocess.Popen[str]:
-    """A training that has written another checkpoint."""
-    runs = command.home / "runs"
+@pytest.fixture
+def command(cohort, home, hqinet, tmp_path, prefect_server):
+    """The command, in the home that has the cohort."""
+    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
+    command.home = home
+    return command
 
-    def checkpoints() -> list[float]:
-        return [file.stat().st_mtime for file in runs.glob("*/checkpoint.pt")]
+
+def begun(command, *arguments: object) -> tuple[subprocess.Popen[str], Path]:
+    """A training that has written another checkpoint, and the folder of its run."""
+
+    def checkpoints() -> dict[Path, int]:
+        files = (command.home / "runs").glob("*/checkpoint.pt")
+        return {file: file.stat().st_mtime_ns for file in files}
 
     before = checkpoints()
     process = subprocess.Popen(
@@ -128,9 +136,10 @@ def begun(command, *arguments: object) -> subprocess.Popen[str]:
         start_new_session=True,
     )
     end = time.monotonic() + 120
-    while checkpoints() == before and time.monotonic() < end:
+    while not (written := checkpoints().items() - before.items()) and time.monotonic() < end:
         time.sleep(0.05)
-    return process
+    ((checkpoint, _),) = written
+    return process, checkpoint.parent
 
 
 def longer(recipe: str, folder: Path, epochs: int) -> Path:
@@ -141,32 +150,24 @@ def longer(recipe: str, folder: Path, epochs: int) -> Path:
     return file
 
 
-def test_ctrl_c_saves_and_ends_soon(hqinet, tmp_path, tiny_cohort, tiny_recipe):
-    command = hqinet(tmp_path)
-    command.json("ingest", tiny_cohort)
-    process = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
+def test_ctrl_c_saves_and_ends_soon(command, tmp_path, tiny_recipe):
+    del command.environment["PREFECT_API_URL"]
+    process, run = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
     # As a terminal does: to the command's own Prefect server as well.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    (run,) = (command.home / "runs").iterdir()
     assert f"hqinet train --resume {run.name}" in errors
     assert len(errors.strip().splitlines()) == 1
 
 
-def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
-    hqinet, tmp_path, tiny_cohort, tiny_recipe, prefect_server
-):
-    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server)
-    command.json("ingest", tiny_cohort)
-
-    killed = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=3))
+def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(command, tmp_path, tiny_recipe):
+    killed, run = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=3))
     killed.kill()
     killed.communicate(timeout=60)
-    (run,) = (command.home / "runs").iterdir()
     assert load_checkpoint(run / "checkpoint.pt")["step"] == 30
 
-    terminated = begun(command, "--resume", run.name)
+    terminated, _ = begun(command, "--resume", run.name)
     terminated.send_signal(signal.SIGTERM)
     _, errors = terminated.communicate(timeout=60)
     stopped = load_checkpoint(run / "checkpoint.pt")["step"]
@@ -178,25 +179,21 @@ def test_sigterm_saves_and_a_killed_or_stopped_run_is_resumed(
     resumed = command.json("train", "--resume", run.name)
     assert resumed["run"] == run.name
     assert load_checkpoint(run / "checkpoint.pt")["step"] == 90
-    losses = registry_of(command)._client.get_metric_history(run.name, "loss")
+    losses = stores.registry()._client.get_metric_history(run.name, "loss")
     assert {row.step for row in losses} == set(range(1, 91))
 
 
 @pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT])
-def test_several_processes_save_when_told_to_stop(
-    request_to_stop, hqinet, tmp_path, tiny_cohort, tiny_recipe, prefect_server
-):
-    command = hqinet(tmp_path, PREFECT_API_URL=prefect_server, HQINET_TRAIN__PROCESSES="2")
-    command.json("ingest", tiny_cohort)
-    process = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
+def test_several_processes_save_when_told_to_stop(request_to_stop, command, tmp_path, tiny_recipe):
+    command.environment["HQINET_TRAIN__PROCESSES"] = "2"
+    process, run = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
     os.killpg(process.pid, request_to_stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    (run,) = (command.home / "runs").iterdir()
     saved = load_checkpoint(run / "checkpoint.pt")["step"]
     assert f"step {saved}" in errors.splitlines()[-1]
     assert f"hqinet train --resume {run.name}" in errors.splitlines()[-1]
-    assert registry_of(command)._client.get_run(run.name).info.status == "KILLED"
+    assert stores.registry()._client.get_run(run.name).info.status == "KILLED"
 
 
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
@@ -215,10 +212,6 @@ def test_told_to_stop_before_they_begin_several_processes_are_not_tried_again(
             fit_distributed(job, TrainSettings(processes=2), uuid4())
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def registry_of(command) -> Registry:
-    return Registry(f"sqlite:///{command.home}/mlflow/mlflow.db", None)
 
 
 @pytest.mark.parametrize("patient", ["MRN#101", "12/7", "Ärztin^Q,+@(1)"])
