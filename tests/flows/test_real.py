@@ -14,7 +14,8 @@ def command(hqinet, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(command, real_data) -> dict:
-    return command.json("pipeline", real_data / "ldct-mini", "--recipe", "demo")
+    shorter = ["--set", "schedule.steps_per_epoch=30"]
+    return command.json("pipeline", real_data / "ldct-mini", "--recipe", "demo", *shorter)
 
 
 def splits(command) -> dict[str, str]:
