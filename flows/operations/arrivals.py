@@ -1,7 +1,8 @@
 """What lies in an inbox: whether it still arrives, and whether it was taken before.
 
-DICOM has no end of a delivery: it is complete when nothing in it has changed for a while. An inbox
-may be a prefix of an object store, which is mirrored into the home before it is read.
+DICOM has no end of a delivery: it is complete when nothing in it has changed for a while, or when
+whoever brings it puts a file COMPLETE into it last. An inbox may be a prefix of an object store,
+which is mirrored into the home before it is read.
 """
 
 import hashlib
@@ -18,6 +19,10 @@ from flows.errors import FlowError
 from storage.stores import files
 from storage.stores.location import Location, storage_errors
 
+MARK = "COMPLETE"
+"""Name of the file that says that nothing more comes; what is newer than it takes it back."""
+NEVER = float("-inf")
+
 
 class InboxError(FlowError):
     """An inbox that is not there; one line with its absolute path."""
@@ -30,11 +35,13 @@ class Arrival:
     Attributes:
         digest: of the names, sizes and times of all its files; the content is not read.
         age: seconds since the latest change of a file; infinite where there is none.
+        is_marked: whether it was marked complete, and nothing has come since.
     """
 
     path: Path
     digest: str
     age: float
+    is_marked: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -45,14 +52,17 @@ class Arrival:
 def look_at(path: Path) -> Arrival:
     """Take a delivery's measure, without reading its files."""
     found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    seen, latest = hashlib.sha256(), float("-inf")
+    seen, latest, marked = hashlib.sha256(), NEVER, NEVER
     for file in found:
         state = file.stat()
         seen.update(f"{file.relative_to(path.parent)}\0{state.st_size}\0".encode())
         seen.update(f"{state.st_mtime_ns}\n".encode())
         # A copy that keeps its times, as `cp -p` makes, is new by the time of its inode.
-        latest = max(latest, state.st_mtime, state.st_ctime)
-    return Arrival(path, seen.hexdigest(), time() - latest)
+        changed = max(state.st_mtime, state.st_ctime)
+        latest = max(latest, changed)
+        if file == path / MARK:
+            marked = changed
+    return Arrival(path, seen.hexdigest(), time() - latest, latest == marked != NEVER)
 
 
 @dataclass(frozen=True)
@@ -64,11 +74,14 @@ class Prefix:
 
     def look(self) -> Arrival:
         """Take the delivery's measure, without reading an object. Raises StorageError."""
-        seen, latest = hashlib.sha256(), float("-inf")
+        seen, latest, marked = hashlib.sha256(), NEVER, NEVER
         for row in self._objects():
             seen.update(f"{row['path']}\0{row['size']}\0{row['e_tag']}\n".encode())
-            latest = max(latest, row["last_modified"].timestamp())
-        return Arrival(self.mirror, seen.hexdigest(), time() - latest)
+            changed = row["last_modified"].timestamp()
+            latest = max(latest, changed)
+            if row["path"] == MARK:
+                marked = changed
+        return Arrival(self.mirror, seen.hexdigest(), time() - latest, latest == marked != NEVER)
 
     def fetch(self) -> None:
         """Make the mirror what the prefix is; what has not changed is not read again.
@@ -131,8 +144,12 @@ class Taken:
         return self._digests.get(str(arrival.path)) == arrival.digest
 
     def lacks(self, arrival: Arrival, quiet: float) -> bool:
-        """Whether a delivery is to be taken: it holds something, is new, and quiet for seconds."""
-        return not arrival.is_empty and arrival.age >= quiet and arrival not in self
+        """Whether a delivery is to be taken: it holds something, is new, and is complete.
+
+        quiet: seconds without a change after which it is, where it was not marked complete.
+        """
+        complete = arrival.is_marked or arrival.age >= quiet
+        return not arrival.is_empty and complete and arrival not in self
 
     def add(self, arrival: Arrival) -> None:
         """Remember a delivery; forget those that are gone."""

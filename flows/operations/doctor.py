@@ -5,10 +5,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
+import httpx
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 
@@ -35,6 +38,10 @@ DECODERS = {
     "JPEG lossless": "gdcm",
 }
 """Of compressed pixels: what is decoded, and the module that does it."""
+VERSIONS = {"prefect": "/admin/version", "mlflow": "/version"}
+"""Where a server says of which version it is."""
+APART = 5
+"""Seconds that two clocks may differ; a server's own says whole seconds."""
 TIMEOUT = 10
 
 
@@ -60,6 +67,7 @@ def examine(home: Path) -> list[Check]:
         "models": models,
         "workers": workers,
         "services": running,
+        "servers": servers,
         "operator": operator,
         "outbox": outbox,
     }
@@ -218,7 +226,7 @@ def workers(_home: Path) -> Check:
 
 
 def running(home: Path) -> Check:
-    """The services run, and Prefect's server is of the version that is installed here."""
+    """The services run."""
     known = services.read(home)
     if known is None or not known.is_supervised:
         advice = "`hqinet up`, if anything is to happen by itself"
@@ -227,15 +235,51 @@ def running(home: Path) -> Check:
     if missing:
         advice = f"see {home / 'logs'}: the supervisor starts them again"
         return Check(name="services", outcome="failure", found=f"down: {missing}", advice=advice)
-    with api.client(known.prefect, TIMEOUT) as client:
-        theirs = client.get("/admin/version").raise_for_status().json()
-    ours = version("prefect")
+    return Check(name="services", found="up")
+
+
+def servers(home: Path) -> Check:
+    """Prefect's and MLflow's servers answer, are of our versions, and have this machine's time."""
+    there = _servers(home)
+    wrong = [problem for name, url in there.items() if (problem := _problem(name, url))]
     return Check(
-        name="services",
-        outcome="ok" if theirs == ours else "failure",
-        found=f"up, Prefect {theirs}" + ("" if theirs == ours else f", here {ours}"),
-        advice="" if theirs == ours else "`hqinet down` and `hqinet up`",
+        name="servers",
+        outcome="failure" if wrong else "ok",
+        found="; ".join(found for found, _ in wrong) or ", ".join(there) or "none",
+        advice="; ".join(advice for _, advice in wrong),
     )
+
+
+def _servers(home: Path) -> dict[str, str]:
+    """URL of each server that is asked from here, by the package that it is of."""
+    known = services.read(home)
+    ours = known if known is not None and known.is_up else None
+    tracking = Settings().tracking_uri
+    urls = {
+        "prefect": os.environ.get("PREFECT_API_URL", ours.prefect if ours else ""),
+        "mlflow": tracking if "://" in tracking else ours.mlflow if ours else "",
+    }
+    return {name: url for name, url in urls.items() if url.startswith("http")}
+
+
+def _problem(name: str, url: str) -> tuple[str, str] | None:
+    """What is wrong with a server, and what to do."""
+    try:
+        with api.client(url.rstrip("/"), TIMEOUT) as client:
+            answer = client.get(VERSIONS[name]).raise_for_status()
+    except httpx.HTTPError as error:
+        return f"{name} at {url} does not answer: {error}", "start it, or name another one"
+    theirs, ours = answer.text.strip().strip('"'), version(name)
+    if theirs != ours:
+        return f"{name} at {url} is {theirs}, here {ours}", "install one version on both"
+    if date := answer.headers.get("Date"):
+        apart = abs((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds())
+        if apart > APART:
+            return (
+                f"the clock of {name} at {url} is {apart:.0f} s off this machine's",
+                "let NTP set both: by them a run counts as silent, and an inbox as quiet",
+            )
+    return None
 
 
 def outbox(home: Path) -> Check:

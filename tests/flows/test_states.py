@@ -1,6 +1,8 @@
 """What the state of a run is called, which events flows emit, and when an inbox is taken."""
 
+import os
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from flows.evaluations import PromotionError
 from flows.inbox import denoise_inbox, ingest_inbox
 from flows.ingest import ingest
 from flows.maintenance import DamagedError, due_in, maintenance
-from flows.operations.arrivals import InboxError
+from flows.operations.arrivals import MARK, InboxError
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
 from storage.dataset import upkeep
 from storage.dataset.upkeep import rollback
@@ -95,7 +97,8 @@ def test_a_prefix_of_an_object_store_is_an_inbox_too(home, tmp_path, tiny_cohort
     inbox = "s3://ct-data/ward-7"
     assert ingest_inbox(inbox, quiet=3600).arriving == ["ward-7"]
     assert not (home / "mirrors").exists()
-    assert ingest_inbox(inbox, quiet=0).taken == ["ward-7"]
+    bucket.put_object(Key=f"ward-7/{MARK}", Body=b"")
+    assert ingest_inbox(inbox, quiet=3600).taken == ["ward-7"]
     snapshot = stores.dataset().snapshot()
     assert (snapshot.commit, len(snapshot.patients()), snapshot.cohorts) == (1, 5, ["ward-7"])
     assert ingest_inbox(inbox, quiet=0).taken == []
@@ -128,6 +131,21 @@ def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp
     (tmp_path / "a" / "2.dcm").write_bytes(b"late images open a study again")
     second = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
     assert (second.name, asked[2:]) == (QUARANTINED, ["a", "c"])
+
+
+def test_a_delivery_that_is_marked_complete_need_not_lie_quiet(home, monkeypatch, tmp_path):
+    monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "1.dcm").write_bytes(b"1")
+    assert denoise_inbox(str(tmp_path), quiet=3600).arriving == ["study"]
+    (study / MARK).touch()
+    assert denoise_inbox(str(tmp_path), quiet=3600).taken == ["study"]
+    assert denoise_inbox(str(tmp_path), quiet=3600).taken == []
+    late = study / "2.dcm"
+    late.write_bytes(b"what comes later takes the mark back")
+    os.utime(late, (time.time() + 1,) * 2)
+    assert denoise_inbox(str(tmp_path), quiet=3600).arriving == ["study"]
 
 
 def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_later(

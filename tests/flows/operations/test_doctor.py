@@ -1,7 +1,14 @@
 """The look over an installation: what is wrong is a failure with what to do, and nothing raises."""
 
+import re
 import shutil
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -79,3 +86,47 @@ def test_a_full_disk_a_missing_decoder_and_a_package_out_of_range(found, monkeyp
     assert checks["space"].outcome == "failure"
     assert checks["decoders"].found == "no decoder of JPEG XL"
     assert "fastapi 99, expected" in checks["packages"].found
+
+
+@pytest.fixture
+def mlflow(monkeypatch) -> Iterator[dict[str, str]]:
+    """What a server that the settings name says of its version and the time; see `says`."""
+    says = {"version": version("mlflow"), "date": formatdate(usegmt=True)}
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/version" else 404)
+            self.end_headers()
+            self.wfile.write(says["version"].encode())
+
+        def date_time_string(self, _timestamp: float | None = None) -> str:
+            return says["date"]
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HQINET_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    yield says
+    server.shutdown()
+
+
+def test_a_server_is_asked_for_its_version_and_the_time(home, mlflow, monkeypatch):
+    assert doctor.servers(home) == doctor.Check(name="servers", found="mlflow")
+    mlflow["version"] = "2.0.0"
+    assert f"is 2.0.0, here {version('mlflow')}" in doctor.servers(home).found
+    mlflow["version"] = version("mlflow")
+    mlflow["date"] = formatdate(time.time() - 60, usegmt=True)
+    late = doctor.servers(home)
+    assert late.outcome == "failure"
+    assert re.search(r"the clock of mlflow at http://.* is (59|60|61) s off", late.found)
+    assert "NTP" in late.advice
+    monkeypatch.setenv("HQINET_TRACKING_URI", "http://127.0.0.1:9")
+    assert "mlflow at http://127.0.0.1:9 does not answer" in doctor.servers(home).found
+
+
+def test_the_servers_of_the_tests_agree_with_us(home, prefect_server, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    assert doctor.servers(home) == doctor.Check(name="servers", found="prefect")
