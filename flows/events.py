@@ -6,17 +6,20 @@ to the run that emits it and carries the tags of that run: the triggers of `pref
 the tag AUTOMATIC, so that what a person starts by hand, or a pipeline does itself, starts nothing.
 """
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prefect import get_run_logger
 from prefect.events import emit_event
 
+from flows.operations.outbox import Job
 from flows.settings import Settings
 
 if TYPE_CHECKING:
     # It brings torch, which ingest and promote need not wait for.
     from flows.compute.restoration import SeriesOutcome
+
+logger = logging.getLogger("hqinet.events")
 
 AUTOMATIC = "automatic"
 """Tag of the runs whose events start the next flow."""
@@ -29,7 +32,7 @@ def emit(name: str, about: str, payload: dict[str, Any], **labels: str) -> None:
     try:
         emit_event(event=f"hqinet.{name}", resource=resource, payload=payload)
     except Exception as error:  # noqa: BLE001 - the work is done, whoever hears of it
-        get_run_logger().warning("event hqinet.%s was not sent: %s", name, error)
+        logger.warning("event hqinet.%s was not sent: %s", name, error)
 
 
 def dataset_committed(identity: str, commit: int, new_training_patients: int) -> None:
@@ -65,6 +68,12 @@ def champion_changed(version: int, before: int | None) -> None:
 def drift_found(lines: list[str]) -> None:
     """What scanners send has moved away from what the model was trained on."""
     emit("drift.found", "drift", {"drift": lines})
+
+
+def sending_given_up(job: Job) -> None:
+    """A series lies in the outbox that nobody tries to send any more: somebody has to look."""
+    payload = {"series": job.folder.name, "destination": job.destination, "said": job.said}
+    emit("sending.given_up", f"outbox.{job.destination}", payload)
 
 
 def series_ended(outcomes: "Iterable[SeriesOutcome]") -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from flows.compute.sources import DenoiseResult
 from flows.denoise import denoise
-from flows.events import AUTOMATIC
+from flows.events import AUTOMATIC, sending_given_up
 from flows.ingest import ingest, refusals_in_a_line, shown_source
 from flows.operations.arrivals import Arrival, Taken, as_prefix, look_at, require_inbox
 from flows.operations.outbox import Outbox
@@ -102,7 +102,9 @@ def queue_for_sending(result: DenoiseResult) -> None:
     for row in result.series:
         if row.outcome in {"restored", "done before"}:
             for name in Settings().send.restored:
-                outbox.put(Path(row.folder), name)
+                job = outbox.put(Path(row.folder), name)
+                if job.given_up:
+                    sending_given_up(job)
 
 
 def _taken(flow_name: str) -> Taken:

@@ -41,6 +41,11 @@ MESSAGE = """\
 # An absence has no event, and so no flow run to speak of: its labels say which run it is.
 LATE = "{{ labels['prefect.resource.id'] }} should have begun half an hour ago: `hqinet status`."
 
+UNSENT = """\
+{{ event.payload.series }} is not sent to {{ event.payload.destination }} any more:
+{{ event.payload.said }}
+Mend it, then `hqinet send FOLDER --to {{ event.payload.destination }}`."""
+
 
 class AutomationError(FlowError):
     """An automation that would match more than it says; one line that names it."""
@@ -52,7 +57,7 @@ def events_of(*states: str) -> set[str]:
 
 
 def notifications(webhook: UUID) -> list[AutomationCore]:
-    """What an operator is told of: bad ends, runs that wait, pools without a worker."""
+    """What an operator is told of: bad ends, runs that wait, idle pools, series not sent."""
     ended = EventTrigger(
         match=RUNS,
         match_related=DEPLOYED,
@@ -78,6 +83,13 @@ def notifications(webhook: UUID) -> list[AutomationCore]:
         threshold=1,
     )
 
+    unsent = EventTrigger(
+        match=ResourceSpecification({"prefect.resource.id": "hqinet.outbox.*"}),
+        expect={"hqinet.sending.given_up"},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+
     def told(name: str, subject: str, trigger: EventTrigger, body: str) -> AutomationCore:
         action = SendNotification(block_document_id=webhook, subject=subject, body=body)
         return AutomationCore(
@@ -93,6 +105,7 @@ def notifications(webhook: UUID) -> list[AutomationCore]:
             idle,
             "{{ work_pool.name }} has no worker: `hqinet status`, then `hqinet up`.",
         ),
+        told("tell of what is not sent", "HQINet: a series is not sent", unsent, UNSENT),
     ]
 
 

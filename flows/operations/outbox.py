@@ -11,6 +11,8 @@ FIRST_PAUSE = timedelta(seconds=10)
 LONGEST_PAUSE = timedelta(minutes=30)
 OLDEST = timedelta(days=3)
 """After which a series is given up: by then somebody has to look."""
+MOST = 1000
+"""Series that wait for one destination; what comes on top is given up at once: it is long dead."""
 
 
 class Job(BaseModel):
@@ -19,6 +21,7 @@ class Job(BaseModel):
     Attributes:
         due: when it is tried next.
         said: why it was not sent when it was tried last.
+        given_up: whether it is tried no more by itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,6 +32,7 @@ class Job(BaseModel):
     due: datetime
     tries: int = 0
     said: str = ""
+    given_up: bool = False
 
 
 class Outbox:
@@ -38,11 +42,17 @@ class Outbox:
         self._folder = home / "outbox"
 
     def put(self, folder: Path, destination: str) -> Job:
-        """Queue a series for a destination; once, however often it is put."""
+        """Queue a series for a destination; once, however often it is put.
+
+        Returns it as it stands then: given up, where as many wait as may.
+        """
         now = datetime.now(UTC)
         job = Job(folder=folder.absolute(), destination=destination, queued=now, due=now)
-        if not self._file(job).exists():
-            self._write(job)
+        if self._file(job).exists():
+            return _read(self._file(job))
+        if len(list(self._file(job).parent.glob("*.json"))) >= MOST:
+            return self._give_up(job, f"{MOST} series wait for {destination} already")
+        self._write(job)
         return job
 
     def waiting(self, destination: str) -> list[Job]:
@@ -56,7 +66,7 @@ class Outbox:
         return [job for job in self.waiting(destination) if job.due <= now]
 
     def given_up(self, destination: str) -> list[Job]:
-        """Those that were not sent within OLDEST."""
+        """Those that were not sent within OLDEST, or came on top of MOST."""
         return [_read(file) for file in (self._folder / destination / "given-up").glob("*.json")]
 
     def sent(self, job: Job) -> None:
@@ -71,12 +81,16 @@ class Outbox:
         update = {"tries": job.tries + 1, "said": said, "due": now + pause}
         later = job.model_copy(update=update)
         if now - job.queued > OLDEST:
-            place = self._folder / job.destination / "given-up" / self._file(job).name
-            files.write(place, later.model_dump_json(indent=1).encode())
-            self.sent(job)
-        else:
-            self._write(later)
+            return self._give_up(later, said)
+        self._write(later)
         return later
+
+    def _give_up(self, job: Job, said: str) -> Job:
+        last = job.model_copy(update={"said": said, "given_up": True})
+        place = self._folder / job.destination / "given-up" / self._file(job).name
+        files.write(place, last.model_dump_json(indent=1).encode())
+        self.sent(job)
+        return last
 
     def _file(self, job: Job) -> Path:
         return self._folder / job.destination / f"{job.folder.name}.json"

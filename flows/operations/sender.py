@@ -134,9 +134,15 @@ def attempt(outbox: Outbox, job: Job, to: Destination) -> str:
     """Try one job, and say what came of it."""
     try:
         count = send(job.folder, to)
-    except SendError as error:
+    except Exception as error:  # noqa: BLE001 - a damaged image must not end its destination's thread
         later = outbox.failed(job, str(error))
-        return f"{job.folder.name} to {job.destination}: not sent, try {later.tries}: {error}"
+        if later.given_up:
+            # It imports Prefect, which a sender of which all is taken need not wait for.
+            from flows.events import sending_given_up  # noqa: PLC0415
+
+            sending_given_up(later)
+        ends = ", the last" if later.given_up else ""
+        return f"{job.folder.name} to {job.destination}: not sent, try {later.tries}{ends}: {error}"
     outbox.sent(job)
     return f"{job.folder.name} to {job.destination}: {count} images sent"
 

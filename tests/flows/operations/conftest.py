@@ -140,6 +140,8 @@ def installation(hqinet, stranger, tiny_recipe, tmp_path_factory) -> Iterator[In
     text = Path(tiny_recipe).read_text()
     recipe.write_text(text.replace("epochs = 2", f"epochs = {EPOCHS}"))
     policy.write_text(POLICY)
+    destinations = folder / "destinations.toml"
+    destinations.write_text('[nowhere]\nhost = "127.0.0.1"\nport = 9\nae_title = "NOWHERE"\n')
     operator = Operator()
     command = hqinet(
         folder,
@@ -147,6 +149,7 @@ def installation(hqinet, stranger, tiny_recipe, tmp_path_factory) -> Iterator[In
         HQINET_POLICY=str(policy),
         HQINET_CLUSTER__WORKERS="1",
         HQINET_INGEST__SPLIT_TARGETS='{"train": 0.5, "validation": 0.15, "test": 0.35}',
+        HQINET_SEND__DESTINATIONS=str(destinations),
         HQINET_SERVICES__PREFECT_PORT=str(stranger),
         HQINET_SERVICES__MLFLOW_PORT=str(stranger + 20),
         HQINET_SERVICES__LOST_AFTER="40",

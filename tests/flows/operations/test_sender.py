@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from flows import inbox
+from flows import events, inbox
 from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
 from flows.operations import outbox as module
@@ -68,13 +68,45 @@ def test_what_is_not_taken_waits_longer_each_time_over_restarts_and_is_given_up(
         pauses.append(round((job.due - before).total_seconds()))
     assert pauses == [10, 20, 40]
     assert outbox.due("dead") == []
-    old = job.model_copy(update={"queued": datetime.now(UTC) - module.OLDEST - FIRST})
-    outbox.failed(old, "still dead")
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[dict]:
+    """Payloads of the events that are emitted."""
+    said: list[dict] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: said.append(event["payload"]))
+    return said
+
+
+def test_what_waits_too_long_is_given_up_and_told_of(folder, outbox, heard):
+    job = outbox.put(folder, "dead")
+    old = job.model_copy(update={"queued": job.queued - module.OLDEST - timedelta(seconds=1)})
+    said = attempt(outbox, old, DEAD)
+    assert "not sent, try 1, the last: DEAD at 127.0.0.1:9 takes no association" in said
     assert outbox.waiting("dead") == []
-    assert [row.said for row in outbox.given_up("dead")] == ["still dead"]
+    assert [row.folder for row in outbox.given_up("dead")] == [folder]
+    (event,) = heard
+    assert (event["series"], event["destination"]) == ("restored", "dead")
+    assert "takes no association" in event["said"]
 
 
-FIRST = timedelta(seconds=1)
+def test_more_than_may_wait_is_given_up_and_told_of(outbox, tmp_path, heard, monkeypatch):
+    monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HQINET_SEND__RESTORED", '["pacs"]')
+    monkeypatch.setattr(module, "MOST", 2)
+    rows = [
+        SeriesOutcome(outcome="restored", source="", description="", folder=str(tmp_path / name))
+        for name in "abc"
+    ]
+    for _ in range(2):
+        inbox.queue_for_sending(DenoiseResult(destination="", series=rows))
+    assert [job.folder.name for job in outbox.waiting("pacs")] == ["a", "b"]
+    assert [job.folder.name for job in outbox.given_up("pacs")] == ["c"]
+    assert heard[0] == {
+        "series": "c",
+        "destination": "pacs",
+        "said": "2 series wait for pacs already",
+    }
 
 
 def test_a_dead_destination_does_not_keep_another_waiting(
@@ -113,6 +145,16 @@ def test_a_refusal_and_a_folder_that_is_gone_are_said(pacs, folder, outbox, tmp_
         sender.send(folder, pacs)
     with pytest.raises(SendError, match="holds no image"):
         sender.send(tmp_path / "gone", pacs)
+
+
+def test_a_damaged_image_keeps_its_series_back_and_no_other(pacs, folder, series, outbox, tmp_path):
+    next(folder.iterdir()).write_bytes(b"no DICOM at all")
+    whole = series("L002", "Low Dose Images", slices=3).write(tmp_path / "whole")
+    jobs = [outbox.put(one, "pacs") for one in (folder, whole)]
+    said = [attempt(outbox, job, pacs) for job in jobs]
+    assert "restored to pacs: not sent, try 1: " in said[0]
+    assert said[1] == "whole to pacs: 3 images sent"
+    assert [job.folder for job in outbox.waiting("pacs")] == [folder]
 
 
 def test_a_web_service_takes_a_series_whole(orthanc, folder, outbox):

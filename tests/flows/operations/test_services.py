@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -19,7 +19,9 @@ import yaml
 
 from flows.operations import deployment, processes
 from flows.operations.automations import AutomationError, require_narrow
+from flows.operations.outbox import OLDEST, Job
 from flows.operations.services import POOLS, read
+from storage.stores import files
 
 # A chain of seven runs, each of which imports torch: minutes on a machine that is busy.
 pytestmark = pytest.mark.timeout(900)
@@ -44,7 +46,7 @@ def test_up_again_starts_nothing(installation):
 
 def test_status_shows_services_and_queue(installation):
     shown = installation.command.json("status")
-    names = ["prefect", "mlflow", "worker-cpu", "worker-gpu", "watch"]
+    names = ["prefect", "mlflow", "worker-cpu", "worker-gpu", "watch", "send"]
     assert [row["name"] for row in shown["services"]] == names
     assert all(row["process"] and row["starts"] == 1 for row in shown["services"])
     installation.wait(lambda: workers_online(installation) == [1, 1], 60, "a worker in each pool")
@@ -95,7 +97,7 @@ def test_no_automation_is_met_by_every_event(installation):
         assert trigger["expect"]
         assert trigger["match"]
     automations = installation.post("automations/filter")
-    assert len(automations) == len(triggers) + 3
+    assert len(automations) == len(triggers) + 4
     assert all(row["trigger"]["expect"] for row in automations)
 
 
@@ -116,6 +118,14 @@ def test_an_automation_that_expects_nothing_is_refused():
         require_narrow([broad])
 
 
+def queue_what_nobody_takes(installation, series) -> None:
+    """Put a series into the outbox that has waited as long as one may."""
+    folder = series("L300", slices=3).write(installation.home / "1.2.3")
+    now = datetime.now(UTC)
+    job = Job(folder=folder, destination="nowhere", queued=now - OLDEST, due=now)
+    files.write(installation.home / "outbox/nowhere/1.2.3.json", job.model_dump_json().encode())
+
+
 @pytest.fixture(scope="module")
 def champion(installation, pair, series) -> dict:
     """The run that promoted a model, of a delivery that only lay in the inbox."""
@@ -125,8 +135,9 @@ def champion(installation, pair, series) -> dict:
     series("L109", seed=9, slices=4, matrix=(48, 56)).write(inbox / "L109" / "Full Dose Images")
     installation.start("ingest-inbox", inbox="inbox", quiet=0)
     installation.ended("ingest-inbox")
-    # Fails meanwhile, and is told of.
+    # Both fail meanwhile, and are told of.
     installation.start("ingest-inbox", inbox="nowhere")
+    queue_what_nobody_takes(installation, series)
     installation.ended("train-on-commit", 240)
     installation.ended("evaluate-on-version")
     return installation.ended("promote-on-report")
@@ -230,6 +241,8 @@ def test_the_operator_was_told_what_ended_badly_and_why(installation, second):
     told = [row["body"] for row in installation.operator.told]
     assert any("Failed" in body and "/nowhere is not there: make it" in body for body in told), told
     assert any("Refused" in body and "1 refused, the first: L109: " in body for body in told), told
+    unsent = "1.2.3 is not sent to nowhere any more:\nNOWHERE at 127.0.0.1:9 takes no association"
+    assert any(unsent in body for body in told), told
 
 
 def test_down_ends_workers_then_servers_within_fifteen_seconds(installation):
