@@ -7,11 +7,12 @@ noise is kept from use.
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
 from flows import events
 from flows.compute.sources import DenoiseResult, line_of, restore_source
+from flows.operations.journal import note
 from flows.settings import ClusterSettings, DenoiseSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
 
@@ -35,6 +36,7 @@ def denoise(
     """
     result = restore_source(Path(source), Path(destination), settings, cluster)
     publish(result)
+    note_down(result)
     events.series_ended(result.series)
     return ended(result, *_ending(result))
 
@@ -46,6 +48,16 @@ def _ending(result: DenoiseResult) -> tuple[str | None, str]:
         if rows:
             return name, f"{len(rows)} series {outcome}, the first: {line_of(rows[0])}"
     return None, ""
+
+
+def note_down(result: DenoiseResult) -> None:
+    """Write into the journal what became of each series that could be read."""
+    home, run = Settings().home.absolute(), str(runtime.flow_run.id)
+    for row in result.series:
+        if row.source_series:
+            facts = row.model_dump(include={"model", "code", "slices", "seconds"})
+            facts |= {"derived": row.series, "run": run}
+            note(home, row.source_series, row.outcome, **facts)
 
 
 def publish(result: DenoiseResult) -> None:

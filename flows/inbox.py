@@ -102,7 +102,7 @@ def queue_for_sending(result: DenoiseResult) -> None:
     for row in result.series:
         if row.outcome in {"restored", "done before"}:
             for name in Settings().send.restored:
-                job = outbox.put(Path(row.folder), name)
+                job = outbox.put(Path(row.folder), name, row.source_series)
                 if job.given_up:
                     sending_given_up(job)
 

@@ -46,6 +46,8 @@ class SeriesOutcome(BaseModel):
     outcome: Literal["restored", "done before", "refused", "quarantined", "left aside"]
     source: str
     description: str
+    source_series: str = ""
+    """SeriesInstanceUID of the source; empty for files that cannot be read."""
     slices: int = 0
     series: str = ""
     """SeriesInstanceUID of the derived series."""
@@ -111,7 +113,7 @@ def _rules(settings: DenoiseSettings) -> CohortRules:
 def about(found: FoundSeries) -> dict[str, Any]:
     """What every outcome says of its series."""
     folder = Path(found.headers[0].path).parent.as_posix()
-    return {"source": folder, "description": found.description}
+    return {"source": folder, "source_series": found.uid, "description": found.description}
 
 
 def restore_alone(request: Request, asked: tuple[FoundSeries, UsedModel]) -> SeriesOutcome:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.operations.journal import Step, note
 from storage.stores import files
 
 FIRST_PAUSE = timedelta(seconds=10)
@@ -19,6 +20,7 @@ class Job(BaseModel):
     """One series for one destination.
 
     Attributes:
+        series: SeriesInstanceUID of what it was restored from, where that is known.
         due: when it is tried next.
         said: why it was not sent when it was tried last.
         given_up: whether it is tried no more by itself.
@@ -28,6 +30,7 @@ class Job(BaseModel):
 
     folder: Path
     destination: str
+    series: str = ""
     queued: datetime
     due: datetime
     tries: int = 0
@@ -39,20 +42,22 @@ class Outbox:
     """Jobs in HOME/outbox/DESTINATION; those that were given up lie in `given-up` beside them."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = home / "outbox"
+        self._home, self._folder = home, home / "outbox"
 
-    def put(self, folder: Path, destination: str) -> Job:
+    def put(self, folder: Path, destination: str, series: str = "") -> Job:
         """Queue a series for a destination; once, however often it is put.
 
-        Returns it as it stands then: given up, where as many wait as may.
+        series: SeriesInstanceUID of what it was restored from. Returns the job as it stands then:
+        given up, where as many wait as may.
         """
-        now = datetime.now(UTC)
-        job = Job(folder=folder.absolute(), destination=destination, queued=now, due=now)
+        now, folder = datetime.now(UTC), folder.absolute()
+        job = Job(folder=folder, destination=destination, series=series, queued=now, due=now)
         if self._file(job).exists():
             return _read(self._file(job))
         if len(list(self._file(job).parent.glob("*.json"))) >= MOST:
             return self._give_up(job, f"{MOST} series wait for {destination} already")
         self._write(job)
+        self._note(job, "queued")
         return job
 
     def waiting(self, destination: str) -> list[Job]:
@@ -71,6 +76,7 @@ class Outbox:
 
     def sent(self, job: Job) -> None:
         """Forget a job that is done."""
+        self._note(job, "sent")
         self._file(job).unlink(missing_ok=True)
 
     def failed(self, job: Job, said: str) -> Job:
@@ -83,14 +89,20 @@ class Outbox:
         if now - job.queued > OLDEST:
             return self._give_up(later, said)
         self._write(later)
+        self._note(later, "not sent")
         return later
 
     def _give_up(self, job: Job, said: str) -> Job:
         last = job.model_copy(update={"said": said, "given_up": True})
         place = self._folder / job.destination / "given-up" / self._file(job).name
         files.write(place, last.model_dump_json(indent=1).encode())
-        self.sent(job)
+        self._file(job).unlink(missing_ok=True)
+        self._note(last, "given up")
         return last
+
+    def _note(self, job: Job, step: Step) -> None:
+        facts = {"derived": job.folder.name, "destination": job.destination, "tries": job.tries}
+        note(self._home, job.series or job.folder.name, step, **facts)
 
     def _file(self, job: Job) -> Path:
         return self._folder / job.destination / f"{job.folder.name}.json"

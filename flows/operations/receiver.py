@@ -25,6 +25,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from flows.errors import FlowError
 from flows.operations.arrivals import look_at
+from flows.operations.journal import note
 from flows.operations.routing import Rules, Target
 from flows.settings import ReceiveSettings
 from storage.dicom.judgement import OWN
@@ -57,6 +58,7 @@ class Receiver:
         # No folder is taken away under an image that is being written.
         self._moving = Lock()
         self._expected: dict[Path, int] = {}
+        self._callers: dict[Path, str] = {}
         self._received.mkdir(parents=True, exist_ok=True)
 
     def store(self, event: Event) -> int:
@@ -73,6 +75,7 @@ class Receiver:
             with self._moving:
                 files.write(place, content)
                 self._expect(header, place)
+                self._callers[place.parent] = event.assoc.requestor.ae_title
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 return self._refused(event, CANNOT_UNDERSTAND, str(error))
@@ -137,6 +140,8 @@ class Receiver:
         target, rule = self._rules.route(dcmread(images[0], stop_before_pixels=True))
         by = "no rule" if rule is None else f"rule {rule}"
         self._say(f"series {series.name}: {len(images)} images, {target} by {by}")
+        whence = {"study": series.parent.name, "caller": self._callers.pop(series, None)}
+        note(self._home, series.name, "received", images=len(images), to=target, **whence)
         if target == "ignore":
             shutil.rmtree(series)
             return None

@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from torch import nn
 from typer.testing import CliRunner
 
-from flows import events, stores, trace
+from flows import events, inbox, stores, trace
 from flows.cli.main import app
 from flows.compute import models as loading
 from flows.compute.models import DenoiseError, load_ahead
@@ -29,6 +29,8 @@ from flows.daily import live_entries, report_day
 from flows.denoise import denoise
 from flows.ingest import ingest
 from flows.operations.day import DayReport
+from flows.operations.journal import FILE
+from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings
 from flows.shadow import shadow
 from hqinet.restoration import drift
@@ -169,6 +171,26 @@ def test_a_file_is_followed_back_to_the_data_its_model_was_trained_on(source, mo
     alone.parent.mkdir()
     shutil.copy(min(Path(row["folder"]).iterdir()), alone)
     assert trace.explain(alone).model_dump(exclude={"file"}) == told.model_dump(exclude={"file"})
+
+
+def test_the_journal_follows_a_series_until_it_is_sent(home, source, models, tmp_path, monkeypatch):
+    monkeypatch.setenv("HQINET_SEND__RESTORED", '["pacs", "dead"]')
+    settings = DenoiseSettings(model=models["Smoother"], device="cpu", strength=0.9)
+    study = shutil.copytree(source, tmp_path / "inbox" / "Name^L001")
+    inbox.denoise_inbox(str(tmp_path / "inbox"), str(tmp_path / "out"), 0, settings)
+    box = Outbox(home)
+    box.sent(*box.waiting("pacs"))
+    box.failed(*box.waiting("dead"), "Name^L001 is not known here")
+    uid = str(pydicom.dcmread(next(study.glob("Low*/*.dcm"))).SeriesInstanceUID)
+    journal = (home / FILE).read_text()
+    told = [row for line in journal.splitlines() if (row := json.loads(line))["series"] == uid]
+    steps = ["restored", "queued", "queued", "sent", "not sent"]
+    assert [row["step"] for row in told[-5:]] == steps
+    assert [row.get("destination") for row in told[-4:]] == ["pacs", "dead", "pacs", "dead"]
+    assert {row["derived"] for row in told[-5:]} == {
+        child.name for child in (tmp_path / "out").glob("*/")
+    }
+    assert "L001" not in journal
 
 
 def test_a_replay_takes_the_version_from_the_registry(source, models, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Images come in by DICOM, from DCMTK's sender and from a sender that misbehaves."""
 
 import errno
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_a_study_is_stored_as_it_was_sent_and_goes_where_the_rules_say(
         original = pydicom.dcmread(sent[image.stem])
         assert pydicom.dcmread(image).PixelData == original.PixelData
     assert any("1 images, ignore by rule 1" in line for line in said)
+    journal = (home / "logs" / "series.jsonl").read_text()
+    noted = [json.loads(line) for line in journal.splitlines()]
+    assert sorted((row["to"], row["images"]) for row in noted) == [
+        ("denoise", 3),
+        ("ignore", 1),
+        ("ingest", 3),
+    ]
+    assert {path.name for path in placed} < {row["series"] for row in noted}
+    assert {(row["step"], row["caller"]) for row in noted} == {("received", "SCANNER")}
+    assert "L001" not in journal
     assert list((home / "received").iterdir()) == []
 
 

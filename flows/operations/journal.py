@@ -1,0 +1,42 @@
+"""What became of each series, from its association to its destination: HOME/logs/series.jsonl.
+
+A JSON object a line, and in every line of a series the SeriesInstanceUID that its scanner gave it.
+UIDs, numbers and words of ours: no name of a person, and no path, which may hold one.
+"""
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+FILE = Path("logs") / "series.jsonl"
+Step = Literal[
+    "received",
+    "restored",
+    "done before",
+    "refused",
+    "quarantined",
+    "left aside",
+    "queued",
+    "sent",
+    "not sent",
+    "given up",
+]
+logger = logging.getLogger("hqinet.journal")
+
+
+def note(home: Path, series: str, step: Step, **facts: str | float | None) -> None:
+    """Append a line; that it cannot be written ends nothing.
+
+    series: SeriesInstanceUID of the source.
+    """
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "series": series}
+    file = home / FILE
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes write here: a short line that is appended at once stays whole.
+        with file.open("a") as out:
+            out.write(json.dumps(line | {"step": step} | facts) + "\n")
+    except OSError as error:
+        logger.warning("%s: %s", file, error)
