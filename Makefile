@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/hqinet demo
 
-# Two processes; a file of tests stays on one of them, which makes its home and cohort once.
+# Three processes for two cores, since many tests wait for servers; a file of tests stays on one of
+# them, which makes its home and cohort once.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
