@@ -109,7 +109,7 @@ def _enough(policy: Policy, challenger: Evidence) -> Outcome:
         passed=count >= policy.patients,
         figure=count,
         required=f">= {policy.patients}",
-        reason=f"judged on {count} patients, required {policy.patients}",
+        reason=f"patients judged on: {count}, required {policy.patients}",
     )
 
 
@@ -274,7 +274,7 @@ def _surely_gains(policy: Policy, evidence: Evidence, gain: pd.Series, rival: st
     if gain.isna().any():
         return _unmeasured(policy.primary, evidence, gain, rule, required)
     if len(gain) < FEWEST:
-        reason = f"{len(gain)} patients are too few for a confidence: {FEWEST} or more are needed"
+        reason = f"patients: {len(gain)}, too few for a confidence, which needs {FEWEST} or more"
         return Outcome(rule=rule, passed=False, figure=None, required=required, reason=reason)
     sure = lower_bound(gain.to_numpy(), policy.confidence)
     return Outcome(
