@@ -35,11 +35,12 @@ def write_unit(home: Path) -> Path:
     }
     lines = [f"Environment={_quoted(f'{name}={value}')}" for name, value in settings.items()]
     file = folder / "hqinet.service"
+    # Settings may hold a secret, as the pseudonyms' key.
+    file.touch()
+    file.chmod(0o600)
     file.write_text(
         UNIT.format(home=_escaped(str(home)), python=sys.executable, environment="\n".join(lines))
     )
-    # Settings may hold a secret, as the pseudonyms' key.
-    file.chmod(0o600)
     return file
 
 

@@ -1,0 +1,42 @@
+"""The user unit of `hqinet up --systemd`, as systemd's own check reads it."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from flows.operations.systemd import write_unit
+
+
+@pytest.fixture
+def unit(tmp_path, monkeypatch):
+    """A unit for a home with signs that mean something to systemd."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("HQINET_PSEUDONYM_KEY", '100% "secret" \\ key')
+    home = tmp_path / "a home, 5% full"
+    home.mkdir()
+    return write_unit(home), home
+
+
+def test_it_starts_the_services_of_its_home_with_the_settings_of_the_shell(unit):
+    file, home = unit
+    lines = file.read_text().splitlines()
+    escaped = str(home).replace("%", "%%")
+    started = f'ExecStart="{sys.executable}" -m flows.cli.main up --foreground --home "{escaped}"'
+    assert started in lines
+    assert 'Environment="HQINET_PSEUDONYM_KEY=100%% \\"secret\\" \\\\ key"' in lines
+    assert not any(line.startswith('Environment="HQINET_HOME') for line in lines)
+
+
+def test_nobody_else_can_read_its_secrets(unit):
+    assert unit[0].stat().st_mode & 0o077 == 0
+
+
+def test_systemd_finds_nothing_wrong_with_it(unit, tmp_path, monkeypatch):
+    program = shutil.which("systemd-analyze")
+    assert program, "install Debian's package systemd"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    command = [program, "verify", "--user", unit[0]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
