@@ -43,7 +43,9 @@ def up(
     if foreground:
         command = services.supervisor_command(home)
         os.execv(command[0], command)  # noqa: S606 - the supervisor takes this process over
-    print(f"hqinet: starting the services of {home}; logs in {home / 'logs'}", file=sys.stderr)
+    known = services.read(home)
+    if known is None or not known.is_supervised:
+        print(f"hqinet: starting the services of {home}; logs in {home / 'logs'}", file=sys.stderr)
     output.answer(_shown(services.start(home)), _print_services, as_json=as_json)
 
 

@@ -3,6 +3,7 @@
 One file, for the services are started once for it. The tests run in the order in which they stand.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -39,8 +40,9 @@ def test_the_services_are_ours_whoever_has_the_port_that_we_would_like(installat
 
 def test_up_again_starts_nothing(installation):
     before = installation.services()
-    again = installation.command.json("up")
-    assert again["state"] == "up"
+    again = installation.command("up", "--json")
+    assert json.loads(again.stdout)["state"] == "up"
+    assert again.stderr == ""
     assert installation.services() == before
 
 
