@@ -9,7 +9,9 @@ from pathlib import Path
 from prefect import flow, get_run_logger, tags
 from pydantic import BaseModel
 
-from flows.compute.sources import DenoiseResult
+from flows.compute.models import DenoiseError
+from flows.compute.restoration import SeriesOutcome
+from flows.compute.sources import DenoiseResult, line_of
 from flows.denoise import denoise
 from flows.events import AUTOMATIC, sending_given_up
 from flows.ingest import ingest, refusals_in_a_line, shown_source
@@ -17,6 +19,7 @@ from flows.operations.arrivals import Arrival, Taken, as_prefix, look_at, requir
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
+from storage.errors import SourceError
 
 DEFAULTS = Settings()
 QUIET = 60
@@ -77,12 +80,22 @@ def denoise_inbox(
     folder, taken = require_inbox(inbox), _taken("denoise")
     arrivals = [look_at(path) for path in sorted(folder.iterdir())]
     due = [arrival for arrival in arrivals if taken.lacks(arrival, quiet)]
-    results = []
+    results: list[DenoiseResult] = []
+    failures: list[Exception] = []
     for arrival in due:
-        with tags(AUTOMATIC):
-            results.append(denoise(str(arrival.path), destination, settings))
+        try:
+            results.append(_restored(arrival, destination, settings))
+        except DenoiseError:
+            # Without a model, no other study can be restored either.
+            raise
+        except Exception as error:  # noqa: BLE001 - it keeps no other study from being restored
+            get_run_logger().error("%s: %s", arrival.path.name, error)
+            failures.append(error)
+            continue
         queue_for_sending(results[-1])
         taken.add(arrival)
+    if failures:
+        raise failures[0]
     waiting = [arrival for arrival in arrivals if arrival not in due]
     name = QUARANTINED if _count(results, "quarantined") else None
     name = name or (REFUSED if _count(results, "refused") else None)
@@ -90,7 +103,24 @@ def denoise_inbox(
         f"{_count(results, outcome)} {outcome}"
         for outcome in ("restored", "refused", "quarantined")
     )
-    return ended(_result(due, waiting, taken), name, f"series: {message}; see the runs below")
+    first = next((line_of(row) for one in results for row in one.series if row.reasons), "none")
+    return ended(_result(due, waiting, taken), name, f"series: {message}; the first: {first}")
+
+
+def _restored(arrival: Arrival, destination: str, settings: DenoiseSettings) -> DenoiseResult:
+    """Restore a study; one that holds nothing to restore is refused, and not asked for again."""
+    try:
+        with tags(AUTOMATIC):
+            return denoise(str(arrival.path), destination, settings)
+    except SourceError as error:
+        refused = SeriesOutcome(
+            outcome="refused",
+            source=arrival.path.name,
+            description="",
+            code="no_ct",
+            reasons=[str(error)],
+        )
+        return DenoiseResult(destination=destination, series=[refused])
 
 
 def queue_for_sending(result: DenoiseResult) -> None:

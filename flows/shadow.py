@@ -6,6 +6,7 @@ still be set beside the verdict.
 """
 
 from collections import Counter
+from contextlib import suppress
 
 from prefect import flow, get_run_logger
 from pydantic import BaseModel
@@ -16,6 +17,7 @@ from flows.compute.sources import restore_source
 from flows.evaluations import champion
 from flows.operations.arrivals import Taken, look_at, require_inbox
 from flows.settings import ClusterSettings, DenoiseSettings, Settings
+from storage.errors import SourceError
 
 DEFAULTS = Settings()
 QUIET = 60
@@ -54,8 +56,10 @@ def shadow(
         arrival = look_at(path)
         if not taken.lacks(arrival, quiet):
             continue
-        result = restore_source(path, shadows.folder(), settings, cluster)
-        outcomes.update(row.outcome for row in result.series)
+        # Of what holds no images, the inbox itself has told.
+        with suppress(SourceError):
+            result = restore_source(path, shadows.folder(), settings, cluster)
+            outcomes.update(row.outcome for row in result.series)
         taken.add(arrival)
     get_run_logger().info("version %s in the shadow: %s", newest, dict(outcomes))
     return ShadowResult(version=newest, outcomes=outcomes)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from flows import stores
-from flows.compute.models import DenoiseError, Models
+from flows.compute.models import Models
 from flows.compute.restoration import (
     Prepared,
     Request,
@@ -29,6 +29,7 @@ from flows.compute.workers import LOCAL, on_devices
 from flows.settings import ClusterSettings, DenoiseSettings
 from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.headers import FileHeader
+from storage.errors import SourceError
 
 
 class DenoiseResult(BaseModel):
@@ -48,13 +49,14 @@ def restore_source(
     """Restore every low-dose or plain CT series of a source; see the flow `denoise`.
 
     Raises:
-        DenoiseError: there is nothing to restore, or no such model.
+        SourceError: there is nothing to restore.
+        DenoiseError: there is no such model.
     """
     target = destination.absolute()
     with opened(source, stores.scratch()) as place:
         found, unreadable = find_series(place)
         if not found and not unreadable:
-            raise DenoiseError(f"source {source} holds no CT image: give a folder, zip or file")
+            raise SourceError(f"source {source} holds no CT image: give a folder, zip or file")
         aside = {one.uid: left_aside(one, settings) for one in found}
         chosen = [one for one in found if aside[one.uid] is None]
         target.mkdir(parents=True, exist_ok=True)

@@ -75,9 +75,10 @@ class Outbox:
         return [_read(file) for file in (self._folder / destination / "given-up").glob("*.json")]
 
     def sent(self, job: Job) -> None:
-        """Forget a job that is done."""
+        """Forget a job that is done, and that it was given up before."""
         self._note(job, "sent")
         self._file(job).unlink(missing_ok=True)
+        self._given_up(job).unlink(missing_ok=True)
 
     def failed(self, job: Job, said: str) -> Job:
         """Put a job off, twice as long each time, or give it up; returns it as it stands then."""
@@ -94,8 +95,7 @@ class Outbox:
 
     def _give_up(self, job: Job, said: str) -> Job:
         last = job.model_copy(update={"said": said, "given_up": True})
-        place = self._folder / job.destination / "given-up" / self._file(job).name
-        files.write(place, last.model_dump_json(indent=1).encode())
+        files.write(self._given_up(job), last.model_dump_json(indent=1).encode())
         self._file(job).unlink(missing_ok=True)
         self._note(last, "given up")
         return last
@@ -106,6 +106,9 @@ class Outbox:
 
     def _file(self, job: Job) -> Path:
         return self._folder / job.destination / f"{job.folder.name}.json"
+
+    def _given_up(self, job: Job) -> Path:
+        return self._folder / job.destination / "given-up" / self._file(job).name
 
     def _write(self, job: Job) -> None:
         files.write(self._file(job), job.model_dump_json(indent=1).encode())

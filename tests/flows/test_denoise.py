@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from flows import events, inbox, stores, trace
 from flows.cli.main import app
 from flows.compute import models as loading
-from flows.compute.models import DenoiseError, load_ahead
+from flows.compute.models import load_ahead
 from flows.compute.workers import ClusterError
 from flows.daily import live_entries, report_day
 from flows.denoise import denoise
@@ -35,6 +35,7 @@ from flows.settings import ClusterSettings, DenoiseSettings
 from flows.shadow import shadow
 from hqinet.restoration import drift
 from hqinet.restoration.envelope import Envelope, SeriesFacts
+from storage.errors import SourceError
 from storage.models.registry import DatasetInputs
 
 ROWS, SLICES = 64, 6
@@ -221,7 +222,7 @@ def test_a_zip_is_done_once_and_asked_for_compressed_is_written_anew(source, mod
 def test_a_source_without_images_is_an_error(models, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("no DICOM")
-    with pytest.raises(DenoiseError, match="holds no CT image"):
+    with pytest.raises(SourceError, match="holds no CT image"):
         restore(tmp_path / "in", tmp_path / "out", models["Smoother"])
     assert not (tmp_path / "out").exists()
 

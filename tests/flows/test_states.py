@@ -20,6 +20,7 @@ from flows.operations.arrivals import MARK, InboxError
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
 from storage.dataset import upkeep
 from storage.dataset.upkeep import rollback
+from storage.errors import SourceError
 
 
 @pytest.fixture
@@ -161,6 +162,37 @@ def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_
         assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).is_failed()
     monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
     assert denoise_inbox(str(tmp_path), quiet=0).taken == ["a"]
+
+
+def test_what_holds_no_image_or_fails_keeps_no_other_study_waiting(home, monkeypatch, tmp_path):
+    def pretended(source: str, *_: object) -> DenoiseResult:
+        asked.append(name := Path(source).name)
+        if name == "a":
+            raise SourceError("source a holds no CT image")
+        if name == "b":
+            raise OSError("the disk does not answer")
+        return DenoiseResult(destination="", series=[])
+
+    asked: list[str] = []
+    monkeypatch.setattr(inbox, "denoise", pretended)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.txt").write_bytes(b"1")
+    failed = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
+    assert failed.is_failed()
+    assert "the disk does not answer" in failed.message
+    assert asked == ["a", "b", "c"]
+    # What failed is tried again; what holds no image was refused once.
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "1.txt").write_bytes(b"1")
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "a" / "2.txt").write_bytes(b"late, and no image either")
+    refused = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
+    assert asked[3:] == ["a", "d"]
+    assert refused.name == REFUSED
+    assert (
+        "1 refused, 0 quarantined; the first: a: refused; source a holds no CT" in refused.message
+    )
 
 
 def test_a_refused_series_ends_the_run_refused_and_is_told_of(home, heard, series, tmp_path):

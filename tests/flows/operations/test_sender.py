@@ -78,7 +78,7 @@ def heard(monkeypatch) -> list[dict]:
     return said
 
 
-def test_what_waits_too_long_is_given_up_and_told_of(folder, outbox, heard):
+def test_what_waits_too_long_is_given_up_and_told_of_until_it_is_sent(pacs, folder, outbox, heard):
     job = outbox.put(folder, "dead")
     old = job.model_copy(update={"queued": job.queued - module.OLDEST - timedelta(seconds=1)})
     said = attempt(outbox, old, DEAD)
@@ -88,6 +88,8 @@ def test_what_waits_too_long_is_given_up_and_told_of(folder, outbox, heard):
     (event,) = heard
     assert (event["series"], event["destination"]) == ("restored", "dead")
     assert "takes no association" in event["said"]
+    assert attempt(outbox, outbox.put(folder, "dead"), pacs).endswith("3 images sent")
+    assert outbox.given_up("dead") == []
 
 
 def test_more_than_may_wait_is_given_up_and_told_of(outbox, tmp_path, heard, monkeypatch):
