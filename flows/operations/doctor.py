@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 import httpx
 from packaging.requirements import Requirement
@@ -100,7 +102,8 @@ def packages(_home: Path) -> Check:
     return Check(
         name="packages",
         outcome="failure" if wrong else "ok",
-        found="; ".join(wrong) or "all in their ranges",
+        found="; ".join(wrong)
+        or f"Python {platform.python_version()}, torch {version('torch')}; all in their ranges",
         advice="`pip install -c constraints.txt --editable .`" if wrong else "",
     )
 
@@ -314,10 +317,14 @@ def operator(home: Path) -> Check:
         return Check(name="operator", outcome="note", found="services are down", advice="")
     with api.client(known.prefect, TIMEOUT) as client:
         rows = client.post("/automations/filter", json={}).raise_for_status().json()
-    told = sum(row["name"].startswith("hqinet: tell") for row in rows)
+    # It imports Prefect, which takes seconds.
+    from flows.operations.automations import notifications  # noqa: PLC0415
+
+    wanted = {automation.name for automation in notifications(UUID(int=0))}
+    missing = sorted(wanted - {row["name"] for row in rows if row["enabled"]})
     return Check(
         name="operator",
-        outcome="ok" if told else "failure",
-        found=f"{told} automations tell the webhook",
-        advice="" if told else "`hqinet automations apply`",
+        outcome="failure" if missing else "ok",
+        found=f"no automation {missing}" if missing else f"{len(wanted)} automations tell of it",
+        advice="`hqinet automations apply`" if missing else "",
     )

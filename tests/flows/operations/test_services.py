@@ -103,6 +103,21 @@ def test_no_automation_is_met_by_every_event(installation):
     assert all(row["trigger"]["expect"] for row in automations)
 
 
+def test_the_doctor_misses_an_automation_that_is_not_there(installation):
+    def operator() -> dict:
+        checks = installation.command("doctor", "--json").stdout
+        return next(row for row in json.loads(checks)["checks"] if row["name"] == "operator")
+
+    assert operator()["outcome"] == "ok"
+    known = installation.post("automations/filter")
+    (late,) = [row for row in known if row["name"] == "hqinet: tell of late runs"]
+    url = f"{installation.services().prefect}/automations/{late['id']}"
+    assert httpx.delete(url, timeout=30).is_success
+    assert operator()["found"] == "no automation ['hqinet: tell of late runs']"
+    installation.command.json("automations", "apply")
+    assert operator()["outcome"] == "ok"
+
+
 def test_an_automation_that_expects_nothing_is_refused():
     from prefect.events.actions import DoNothing
     from prefect.events.schemas.automations import Automation, EventTrigger, Posture
