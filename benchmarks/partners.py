@@ -9,12 +9,13 @@ kept. Runs lie in FOLDER: started again, what is finished is not trained again.
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from real_pairs import RealPair, read_pair
 from torch import nn
 
@@ -29,6 +30,7 @@ PAIRS = ("C901", "L901")
 ALONE = tuple(f"F{number}" for number in range(901, 913))
 HELD_OUT = ("C902", "L902", *(f"X{number}" for number in range(901, 909)))
 SEEDS = (0, 1, 2)
+Windows = Callable[[NDArray[np.int16], int, int], NDArray[np.int16]]
 
 
 class Silent:
@@ -84,14 +86,16 @@ def partner(pair: RealPair, folder: Path) -> VolumePair:
     return VolumePair(pair.patient, "", np.load(file), pair.full.hu, pair.dose)
 
 
-def gain(network: nn.Module, recipe: Recipe, pair: RealPair) -> float:
+def gain(
+    network: nn.Module, recipe: Recipe, pair: RealPair, windows: Windows = read_windows
+) -> float:
     """Gain in PSNR inside the body, dB, over all slices, restored with their neighbours."""
     restorer = Restorer(network, recipe.model.removed(pair.dose)).eval()
     low, full = (torch.from_numpy(hu).float() for hu in (pair.low, pair.full.hu))
     body, before, after = find_body(full), 0.0, 0.0
     with torch.inference_mode():
         for z, inside in enumerate(body):
-            window = torch.from_numpy(read_windows(pair.low, z, z + 1)).float()
+            window = torch.from_numpy(windows(pair.low, z, z + 1)).float()
             restored = restorer(window)[0, 0]
             before += float((low[z] - full[z])[inside].square().sum())
             after += float((restored - full[z])[inside].square().sum())
