@@ -3,7 +3,7 @@
 `python benchmarks/ablations.py DATA FOLDER [--only NAME ...]`. Networks learn from the collection
 of `partners.py`, and FOLDER is the same: the recipe unchanged is its arm `collection`. Gains are
 those of patients that none of them saw, with their neighbours and each slice alone. Choices are
-made on X901 and X904; the others are reported. Started again, what is finished is not trained again.
+made on X901 and X904; the others are reported. What is finished is not trained again.
 """
 
 import argparse
