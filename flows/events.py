@@ -71,8 +71,11 @@ def drift_found(lines: list[str]) -> None:
 
 
 def sending_given_up(job: Job) -> None:
-    """A series lies in the outbox that nobody tries to send any more: somebody has to look."""
-    payload = {"series": job.folder.name, "destination": job.destination, "said": job.said}
+    """A series lies in the outbox that nobody tries to send any more: somebody has to look.
+
+    What a destination said stays with the job, for it may name a person.
+    """
+    payload = {"series": job.uids[1], "destination": job.destination, "tries": job.tries}
     emit("sending.given_up", f"outbox.{job.destination}", payload)
 
 

@@ -9,21 +9,27 @@ from pathlib import Path
 from prefect import flow, get_run_logger, tags
 from pydantic import BaseModel
 
-from flows.compute.models import DenoiseError
+from flows import events
+from flows.compute.models import Models
 from flows.compute.restoration import SeriesOutcome
-from flows.compute.sources import DenoiseResult, line_of
-from flows.denoise import denoise
+from flows.compute.sources import DenoiseResult
+from flows.denoise import denoise, publish
+from flows.errors import FlowError
 from flows.events import AUTOMATIC, sending_given_up
 from flows.ingest import ingest, refusals_in_a_line, shown_source
 from flows.operations.arrivals import Arrival, Taken, as_prefix, look_at, require_inbox
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
-from storage.errors import SourceError
+from storage.errors import UselessSourceError
 
 DEFAULTS = Settings()
 QUIET = 60
 """Seconds without a change after which a delivery is taken for complete."""
+
+
+class StudiesFailedError(FlowError):
+    """Studies of an inbox that could not be restored; one line. They are tried again."""
 
 
 class InboxResult(BaseModel):
@@ -80,47 +86,60 @@ def denoise_inbox(
     folder, taken = require_inbox(inbox), _taken("denoise")
     arrivals = [look_at(path) for path in sorted(folder.iterdir())]
     due = [arrival for arrival in arrivals if taken.lacks(arrival, quiet)]
+    if due:
+        # Without a model, no study can be restored.
+        Models(settings.model).resolve()
     results: list[DenoiseResult] = []
     failures: list[Exception] = []
     for arrival in due:
         try:
-            results.append(_restored(arrival, destination, settings))
-        except DenoiseError:
-            # Without a model, no other study can be restored either.
-            raise
+            result = _restored(arrival, destination, settings)
+            queue_for_sending(result)
+            taken.add(arrival)
         except Exception as error:  # noqa: BLE001 - it keeps no other study from being restored
-            get_run_logger().error("%s: %s", arrival.path.name, error)
             failures.append(error)
-            continue
-        queue_for_sending(results[-1])
-        taken.add(arrival)
+        else:
+            results.append(result)
+    said = _summary(results)
     if failures:
-        raise failures[0]
+        raise StudiesFailedError(
+            f"{len(failures)} of {len(due)} studies could not be restored, the first: "
+            f"{failures[0]}; of the others {said}"
+        )
     waiting = [arrival for arrival in arrivals if arrival not in due]
     name = QUARANTINED if _count(results, "quarantined") else None
     name = name or (REFUSED if _count(results, "refused") else None)
-    message = ", ".join(
-        f"{_count(results, outcome)} {outcome}"
-        for outcome in ("restored", "refused", "quarantined")
-    )
-    first = next((line_of(row) for one in results for row in one.series if row.reasons), "none")
-    return ended(_result(due, waiting, taken), name, f"series: {message}; the first: {first}")
+    return ended(_result(due, waiting, taken), name, said)
 
 
 def _restored(arrival: Arrival, destination: str, settings: DenoiseSettings) -> DenoiseResult:
-    """Restore a study; one that holds nothing to restore is refused, and not asked for again."""
+    """Restore a study; one of which nothing can be made is refused, and not asked for again."""
     try:
         with tags(AUTOMATIC):
             return denoise(str(arrival.path), destination, settings)
-    except SourceError as error:
+    except UselessSourceError as error:
         refused = SeriesOutcome(
             outcome="refused",
             source=arrival.path.name,
             description="",
-            code="no_ct",
+            code="useless_source",
             reasons=[str(error)],
         )
-        return DenoiseResult(destination=destination, series=[refused])
+        result = DenoiseResult(destination=destination, series=[refused])
+        publish(result)
+        events.series_ended(result.series)
+        return result
+
+
+def _summary(results: list[DenoiseResult]) -> str:
+    """What became of all series; by codes and UIDs, for names of folders may be of persons."""
+    counts = ", ".join(
+        f"{_count(results, outcome)} {outcome}"
+        for outcome in ("restored", "refused", "quarantined")
+    )
+    rows = [row for one in results for row in one.series if row.code]
+    first = f"; the first: {rows[0].code} {rows[0].source_series}".rstrip() if rows else ""
+    return f"series: {counts}{first}; why stands with the runs below"
 
 
 def queue_for_sending(result: DenoiseResult) -> None:
@@ -133,7 +152,7 @@ def queue_for_sending(result: DenoiseResult) -> None:
         if row.outcome in {"restored", "done before"}:
             for name in Settings().send.restored:
                 job = outbox.put(Path(row.folder), name, row.source_series)
-                if job.given_up:
+                if job.alarms:
                     sending_given_up(job)
 
 

@@ -21,6 +21,10 @@ class SourceError(StorageError):
     """A delivery that cannot be read at all."""
 
 
+class UselessSourceError(SourceError):
+    """A delivery of which nothing can be made, today or tomorrow: no CT image, or a damaged zip."""
+
+
 class CohortFileError(StorageError):
     """A cohort file (TOML) that says something impossible."""
 

@@ -38,7 +38,7 @@ def send(
         sender.work(outbox, there, output.print_line, stop)
         return
     target = known.known(there, to)
-    job = outbox.put(folder, to)
+    job = outbox.put_again(folder, to)
     said = sender.attempt(outbox, job, target)
     sent = not any(row.folder == job.folder for row in outbox.waiting(to))
     output.answer({"sent": sent, "said": said}, lambda _: output.print_line(said), as_json=as_json)

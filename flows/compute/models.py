@@ -69,7 +69,7 @@ class Models:
         """The model now: an alias may move between two series.
 
         Raises:
-            DenoiseError: there is none of that name.
+            StorageError: there is none of that name, or the registry does not answer.
         """
         if self._asked == STARTER:
             return self._starter()

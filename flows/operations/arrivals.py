@@ -35,7 +35,8 @@ class Arrival:
     Attributes:
         digest: of the names, sizes and times of all its files; the content is not read.
         age: seconds since the latest change of a file; infinite where there is none.
-        is_marked: whether it was marked complete, and nothing has come since.
+        is_marked: whether it was marked complete, and nothing has come since. The mark itself is
+            no file of it.
     """
 
     path: Path
@@ -55,14 +56,15 @@ def look_at(path: Path) -> Arrival:
     seen, latest, marked = hashlib.sha256(), NEVER, NEVER
     for file in found:
         state = file.stat()
-        seen.update(f"{file.relative_to(path.parent)}\0{state.st_size}\0".encode())
-        seen.update(f"{state.st_mtime_ns}\n".encode())
         # A copy that keeps its times, as `cp -p` makes, is new by the time of its inode.
         changed = max(state.st_mtime, state.st_ctime)
-        latest = max(latest, changed)
         if file == path / MARK:
             marked = changed
-    return Arrival(path, seen.hexdigest(), time() - latest, latest == marked != NEVER)
+            continue
+        seen.update(f"{file.relative_to(path.parent)}\0{state.st_size}\0".encode())
+        seen.update(f"{state.st_mtime_ns}\n".encode())
+        latest = max(latest, changed)
+    return Arrival(path, seen.hexdigest(), time() - latest, marked >= latest)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ class Prefix:
         """Take the delivery's measure, without reading an object. Raises StorageError."""
         seen, latest, marked = hashlib.sha256(), NEVER, NEVER
         for row in self._objects():
-            seen.update(f"{row['path']}\0{row['size']}\0{row['e_tag']}\n".encode())
             changed = row["last_modified"].timestamp()
-            latest = max(latest, changed)
             if row["path"] == MARK:
                 marked = changed
-        return Arrival(self.mirror, seen.hexdigest(), time() - latest, latest == marked != NEVER)
+                continue
+            seen.update(f"{row['path']}\0{row['size']}\0{row['e_tag']}\n".encode())
+            latest = max(latest, changed)
+        return Arrival(self.mirror, seen.hexdigest(), time() - latest, marked >= latest)
 
     def fetch(self) -> None:
         """Make the mirror what the prefix is; what has not changed is not read again.

@@ -42,9 +42,9 @@ MESSAGE = """\
 LATE = "{{ labels['prefect.resource.id'] }} should have begun half an hour ago: `hqinet status`."
 
 UNSENT = """\
-{{ event.payload.series }} is not sent to {{ event.payload.destination }} any more:
-{{ event.payload.said }}
-Mend it, then `hqinet send FOLDER --to {{ event.payload.destination }}`."""
+Series {{ event.payload.series }} is not sent to {{ event.payload.destination }} any more.
+`outbox/{{ event.payload.destination }}/given-up` in the home says why, of which others, too, and
+where they lie: mend it, then `hqinet send FOLDER --to {{ event.payload.destination }}` for each."""
 
 
 class AutomationError(FlowError):

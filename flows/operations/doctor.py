@@ -244,12 +244,20 @@ def running(home: Path) -> Check:
 def servers(home: Path) -> Check:
     """Prefect's and MLflow's servers answer, are of our versions, and have this machine's time."""
     there = _servers(home)
-    wrong = [problem for name, url in there.items() if (problem := _problem(name, url))]
+    known = services.read(home)
+    ours = {known.prefect, known.mlflow} if known is not None and known.is_up else set()
+    wrong = {name: found for name, url in there.items() if (found := _problem(name, url))}
+    advice = [
+        "`hqinet down` and `hqinet up`"
+        if there[name] in ours
+        else f"{name}: start it, of our version and with the time by NTP, or name another one"
+        for name in wrong
+    ]
     return Check(
         name="servers",
         outcome="failure" if wrong else "ok",
-        found="; ".join(found for found, _ in wrong) or ", ".join(there) or "none",
-        advice="; ".join(advice for _, advice in wrong),
+        found="; ".join(wrong.values()) or ", ".join(there) or "none",
+        advice="; ".join(dict.fromkeys(advice)),
     )
 
 
@@ -265,24 +273,27 @@ def _servers(home: Path) -> dict[str, str]:
     return {name: url for name, url in urls.items() if url.startswith("http")}
 
 
-def _problem(name: str, url: str) -> tuple[str, str] | None:
-    """What is wrong with a server, and what to do."""
+def _problem(name: str, url: str) -> str | None:
+    """What is wrong with a server."""
     try:
         with api.client(url.rstrip("/"), TIMEOUT) as client:
             answer = client.get(VERSIONS[name]).raise_for_status()
-    except httpx.HTTPError as error:
-        return f"{name} at {url} does not answer: {error}", "start it, or name another one"
+    except httpx.HTTPStatusError as error:
+        return f"{name} at {url} answers {error.response.status_code}"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{name} at {url} does not answer: {error}"
     theirs, ours = answer.text.strip().strip('"'), version(name)
     if theirs != ours:
-        return f"{name} at {url} is {theirs}, here {ours}", "install one version on both"
-    if date := answer.headers.get("Date"):
-        apart = abs((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds())
-        if apart > APART:
-            return (
-                f"the clock of {name} at {url} is {apart:.0f} s off this machine's",
-                "let NTP set both: by them a run counts as silent, and an inbox as quiet",
-            )
-    return None
+        return f"{name} at {url} is {theirs}, here {ours}"
+    said = parsedate_to_datetime(answer.headers["Date"]) if "Date" in answer.headers else None
+    if said is None:
+        return None
+    apart = abs((datetime.now(UTC) - said.astimezone(UTC)).total_seconds())
+    return (
+        f"the clock of {name} at {url} is {apart:.0f} s off this machine's"
+        if apart > APART
+        else None
+    )
 
 
 def outbox(home: Path) -> Check:
@@ -294,7 +305,10 @@ def outbox(home: Path) -> Check:
     if lost or given_up:
         found = [f"no destination {name!r}" for name in lost]
         found += [f"{number} series for {name} given up" for name, number in given_up.items()]
-        advice = "see HQINET_SEND__DESTINATIONS, and send what was given up: `hqinet send FOLDER`"
+        advice = (
+            "see HQINET_SEND__DESTINATIONS; `outbox/NAME/given-up` names folders: `hqinet send "
+        )
+        advice += "FOLDER --to NAME`"
         return Check(name="outbox", outcome="failure", found=", ".join(found), advice=advice)
     for name, to in destinations.items():
         try:

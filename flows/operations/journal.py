@@ -1,7 +1,7 @@
-"""What became of each series, from its association to its destination: HOME/logs/series.jsonl.
+"""What became of each series, from its association to its destination: HOME/journal, by month.
 
 A JSON object a line, and in every line of a series the SeriesInstanceUID that its scanner gave it.
-UIDs, numbers and words of ours: no name of a person, and no path, which may hold one.
+UIDs, numbers, AE titles and words of ours: no name of a person, and no path, which may hold one.
 """
 
 import json
@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-FILE = Path("logs") / "series.jsonl"
+from pydicom.uid import UID
+
+FOLDER = "journal"
 Step = Literal[
     "received",
     "restored",
@@ -29,10 +31,13 @@ logger = logging.getLogger("hqinet.journal")
 def note(home: Path, series: str, step: Step, **facts: str | float | None) -> None:
     """Append a line; that it cannot be written ends nothing.
 
-    series: SeriesInstanceUID of the source.
+    series: SeriesInstanceUID of the source; of what is no UID nothing is written.
     """
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "series": series}
-    file = home / FILE
+    if not UID(series).is_valid:
+        return
+    now = datetime.now(UTC)
+    line = {"time": now.isoformat(timespec="milliseconds"), "series": series}
+    file = home / FOLDER / f"{now:%Y-%m}.jsonl"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Several processes write here: a short line that is appended at once stays whole.

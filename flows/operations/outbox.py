@@ -1,9 +1,11 @@
 """What waits to be sent: a file for each series and destination, which survives every restart."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydicom.uid import UID
 
 from flows.operations.journal import Step, note
 from storage.stores import files
@@ -14,6 +16,8 @@ OLDEST = timedelta(days=3)
 """After which a series is given up: by then somebody has to look."""
 MOST = 1000
 """Series that wait for one destination; what comes on top is given up at once: it is long dead."""
+ALARMED = timedelta(hours=1)
+"""For so long the operator is told once of what is given up for a destination."""
 
 
 class Job(BaseModel):
@@ -23,7 +27,8 @@ class Job(BaseModel):
         series: SeriesInstanceUID of what it was restored from, where that is known.
         due: when it is tried next.
         said: why it was not sent when it was tried last.
-        given_up: whether it is tried no more by itself.
+        given_up: whether it was given up just now, and is tried no more by itself.
+        alarms: whether the operator is to be told: it is the first of its destination for a while.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,7 +40,17 @@ class Job(BaseModel):
     due: datetime
     tries: int = 0
     said: str = ""
-    given_up: bool = False
+    given_up: bool = Field(default=False, exclude=True)
+    alarms: bool = Field(default=False, exclude=True)
+
+    @property
+    def uids(self) -> tuple[str, str]:
+        """SeriesInstanceUIDs of source and derived series; empty where a folder has another name.
+
+        A name that is no UID may be a person's.
+        """
+        derived = self.folder.name if UID(self.folder.name).is_valid else ""
+        return self.series or derived, derived
 
 
 class Outbox:
@@ -50,20 +65,27 @@ class Outbox:
         series: SeriesInstanceUID of what it was restored from. Returns the job as it stands then:
         given up, where as many wait as may.
         """
-        now, folder = datetime.now(UTC), folder.absolute()
-        job = Job(folder=folder, destination=destination, series=series, queued=now, due=now)
-        if self._file(job).exists():
+        job = _new(folder, destination, series)
+        try:
             return _read(self._file(job))
+        except FileNotFoundError:
+            pass
         if len(list(self._file(job).parent.glob("*.json"))) >= MOST:
             return self._give_up(job, f"{MOST} series wait for {destination} already")
         self._write(job)
         self._note(job, "queued")
         return job
 
+    def put_again(self, folder: Path, destination: str) -> Job:
+        """Queue a series that somebody sends by hand: as if never tried, however many wait."""
+        job = _new(folder, destination, "")
+        self._write(job)
+        self._note(job, "queued")
+        return job
+
     def waiting(self, destination: str) -> list[Job]:
         """All jobs of a destination, the oldest first."""
-        found = [_read(file) for file in (self._folder / destination).glob("*.json")]
-        return sorted(found, key=lambda job: job.queued)
+        return sorted(_jobs(self._folder / destination), key=lambda job: job.queued)
 
     def due(self, destination: str) -> list[Job]:
         """Those that are to be tried now."""
@@ -72,7 +94,7 @@ class Outbox:
 
     def given_up(self, destination: str) -> list[Job]:
         """Those that were not sent within OLDEST, or came on top of MOST."""
-        return [_read(file) for file in (self._folder / destination / "given-up").glob("*.json")]
+        return _jobs(self._folder / destination / "given-up")
 
     def sent(self, job: Job) -> None:
         """Forget a job that is done, and that it was given up before."""
@@ -94,15 +116,20 @@ class Outbox:
         return later
 
     def _give_up(self, job: Job, said: str) -> Job:
-        last = job.model_copy(update={"said": said, "given_up": True})
-        files.write(self._given_up(job), last.model_dump_json(indent=1).encode())
+        place = self._given_up(job)
+        lately = datetime.now(UTC).timestamp() - ALARMED.total_seconds()
+        told = any(file.stat().st_mtime > lately for file in place.parent.glob("*.json"))
+        update = {"said": said, "given_up": True, "alarms": not told and not place.exists()}
+        last = job.model_copy(update=update)
+        files.write(place, last.model_dump_json(indent=1).encode())
         self._file(job).unlink(missing_ok=True)
         self._note(last, "given up")
         return last
 
     def _note(self, job: Job, step: Step) -> None:
-        facts = {"derived": job.folder.name, "destination": job.destination, "tries": job.tries}
-        note(self._home, job.series or job.folder.name, step, **facts)
+        series, derived = job.uids
+        facts = {"derived": derived, "destination": job.destination, "tries": job.tries}
+        note(self._home, series, step, **facts)
 
     def _file(self, job: Job) -> Path:
         return self._folder / job.destination / f"{job.folder.name}.json"
@@ -112,6 +139,20 @@ class Outbox:
 
     def _write(self, job: Job) -> None:
         files.write(self._file(job), job.model_dump_json(indent=1).encode())
+
+
+def _new(folder: Path, destination: str, series: str) -> Job:
+    now, folder = datetime.now(UTC), folder.absolute()
+    return Job(folder=folder, destination=destination, series=series, queued=now, due=now)
+
+
+def _jobs(folder: Path) -> list[Job]:
+    found = []
+    for file in folder.glob("*.json"):
+        # Another process may have sent it meanwhile.
+        with suppress(FileNotFoundError):
+            found.append(_read(file))
+    return found
 
 
 def _read(file: Path) -> Job:

@@ -140,16 +140,18 @@ class Receiver:
         target, rule = self._rules.route(dcmread(images[0], stop_before_pixels=True))
         by = "no rule" if rule is None else f"rule {rule}"
         self._say(f"series {series.name}: {len(images)} images, {target} by {by}")
-        whence = {"study": series.parent.name, "caller": self._callers.pop(series, None)}
-        note(self._home, series.name, "received", images=len(images), to=target, **whence)
+        facts = {"study": series.parent.name, "caller": self._callers.pop(series, None)}
+        facts |= {"images": len(images), "to": target}
         if target == "ignore":
             shutil.rmtree(series)
+            note(self._home, series.name, "received", **facts)
             return None
         place = self._home / FOLDERS[target] / series.parent.name / series.name
         place.mkdir(parents=True, exist_ok=True)
         for image in images:
             image.replace(place / image.name)
         series.rmdir()
+        note(self._home, series.name, "received", **facts)
         return place
 
 

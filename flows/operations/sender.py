@@ -135,14 +135,15 @@ def attempt(outbox: Outbox, job: Job, to: Destination) -> str:
     try:
         count = send(job.folder, to)
     except Exception as error:  # noqa: BLE001 - a damaged image must not end its destination's thread
-        later = outbox.failed(job, str(error))
-        if later.given_up:
+        said = str(error) if isinstance(error, SendError) else f"{type(error).__name__}: {error}"
+        later = outbox.failed(job, said)
+        if later.alarms:
             # It imports Prefect, which a sender of which all is taken need not wait for.
             from flows.events import sending_given_up  # noqa: PLC0415
 
             sending_given_up(later)
         ends = ", the last" if later.given_up else ""
-        return f"{job.folder.name} to {job.destination}: not sent, try {later.tries}{ends}: {error}"
+        return f"{job.folder.name} to {job.destination}: not sent, try {later.tries}{ends}: {said}"
     outbox.sent(job)
     return f"{job.folder.name} to {job.destination}: {count} images sent"
 
@@ -154,10 +155,13 @@ def work(
 
     def serve(name: str, to: Destination) -> None:
         while not stop.wait(EVERY):
-            for job in outbox.due(name):
-                if stop.is_set():
-                    return
-                say(attempt(outbox, job, to))
+            try:
+                for job in outbox.due(name):
+                    if stop.is_set():
+                        return
+                    say(attempt(outbox, job, to))
+            except Exception as error:  # noqa: BLE001 - a full disk must not end it for ever
+                say(f"{name}: {type(error).__name__}: {error}")
 
     threads = [Thread(target=serve, args=row, daemon=True) for row in destinations.items()]
     for thread in threads:

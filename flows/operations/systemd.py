@@ -35,12 +35,13 @@ def write_unit(home: Path) -> Path:
     }
     lines = [f"Environment={_quoted(f'{name}={value}')}" for name, value in settings.items()]
     file = folder / "hqinet.service"
-    # Settings may hold a secret, as the pseudonyms' key.
-    file.touch()
-    file.chmod(0o600)
-    file.write_text(
-        UNIT.format(home=_escaped(str(home)), python=sys.executable, environment="\n".join(lines))
+    text = UNIT.format(
+        home=_escaped(str(home)), python=sys.executable, environment="\n".join(lines)
     )
+    # Settings may hold a secret, as the pseudonyms' key: what others have open is not written to.
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
     return file
 
 

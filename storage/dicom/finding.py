@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from storage.dicom.headers import FileHeader, read_header
-from storage.errors import SourceError
+from storage.errors import SourceError, UselessSourceError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def opened(source: Path, scratch: Path) -> Iterator[Path]:
     """The folder of a source; a zip is unpacked below `scratch` meanwhile.
 
     Raises:
-        SourceError: it is not there, or a zip that is damaged.
+        SourceError: it is not there, or cannot be unpacked now.
+        UselessSourceError: a zip that is damaged, or asks for a password.
     """
     if source.is_dir():
         yield source.resolve()
@@ -42,8 +43,10 @@ def opened(source: Path, scratch: Path) -> Iterator[Path]:
             try:
                 with zipfile.ZipFile(source) as archive:
                     archive.extractall(folder)
-            except (zipfile.BadZipFile, RuntimeError, OSError) as error:
-                raise SourceError(f"source {source}: cannot be unpacked: {error}") from error
+            except (zipfile.BadZipFile, RuntimeError) as error:
+                raise UselessSourceError(f"source {source}: cannot be unpacked: {error}") from error
+            except OSError as error:
+                raise SourceError(f"source {source}: cannot be unpacked now: {error}") from error
             yield Path(folder).resolve()
     else:
         yield source.resolve()

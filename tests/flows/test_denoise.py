@@ -29,13 +29,13 @@ from flows.daily import live_entries, report_day
 from flows.denoise import denoise
 from flows.ingest import ingest
 from flows.operations.day import DayReport
-from flows.operations.journal import FILE
+from flows.operations.journal import FOLDER
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings
 from flows.shadow import shadow
 from hqinet.restoration import drift
 from hqinet.restoration.envelope import Envelope, SeriesFacts
-from storage.errors import SourceError
+from storage.errors import UselessSourceError
 from storage.models.registry import DatasetInputs
 
 ROWS, SLICES = 64, 6
@@ -183,7 +183,7 @@ def test_the_journal_follows_a_series_until_it_is_sent(home, source, models, tmp
     box.sent(*box.waiting("pacs"))
     box.failed(*box.waiting("dead"), "Name^L001 is not known here")
     uid = str(pydicom.dcmread(next(study.glob("Low*/*.dcm"))).SeriesInstanceUID)
-    journal = (home / FILE).read_text()
+    journal = "".join(file.read_text() for file in (home / FOLDER).iterdir())
     told = [row for line in journal.splitlines() if (row := json.loads(line))["series"] == uid]
     steps = ["restored", "queued", "queued", "sent", "not sent"]
     assert [row["step"] for row in told[-5:]] == steps
@@ -222,7 +222,7 @@ def test_a_zip_is_done_once_and_asked_for_compressed_is_written_anew(source, mod
 def test_a_source_without_images_is_an_error(models, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("no DICOM")
-    with pytest.raises(SourceError, match="holds no CT image"):
+    with pytest.raises(UselessSourceError, match="holds no CT image"):
         restore(tmp_path / "in", tmp_path / "out", models["Smoother"])
     assert not (tmp_path / "out").exists()
 

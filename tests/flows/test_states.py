@@ -1,8 +1,10 @@
 """What the state of a run is called, which events flows emit, and when an inbox is taken."""
 
+import errno
 import os
 import shutil
 import time
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from flows.inbox import denoise_inbox, ingest_inbox
 from flows.ingest import ingest
 from flows.maintenance import DamagedError, due_in, maintenance
 from flows.operations.arrivals import MARK, InboxError
+from flows.settings import DenoiseSettings
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
 from storage.dataset import upkeep
 from storage.dataset.upkeep import rollback
-from storage.errors import SourceError
+from storage.errors import UselessSourceError
 
 
 @pytest.fixture
@@ -140,8 +143,11 @@ def test_a_delivery_that_is_marked_complete_need_not_lie_quiet(home, monkeypatch
     study.mkdir()
     (study / "1.dcm").write_bytes(b"1")
     assert denoise_inbox(str(tmp_path), quiet=3600).arriving == ["study"]
-    (study / MARK).touch()
+    (tmp_path / "empty").mkdir()
+    for folder in ("study", "empty"):
+        (tmp_path / folder / MARK).touch()
     assert denoise_inbox(str(tmp_path), quiet=3600).taken == ["study"]
+    (study / MARK).touch()
     assert denoise_inbox(str(tmp_path), quiet=3600).taken == []
     late = study / "2.dcm"
     late.write_bytes(b"what comes later takes the mark back")
@@ -164,35 +170,63 @@ def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_
     assert denoise_inbox(str(tmp_path), quiet=0).taken == ["a"]
 
 
-def test_what_holds_no_image_or_fails_keeps_no_other_study_waiting(home, monkeypatch, tmp_path):
+def test_of_what_nothing_can_be_made_or_what_fails_keeps_no_other_study_waiting(
+    home, heard, monkeypatch, tmp_path
+):
     def pretended(source: str, *_: object) -> DenoiseResult:
         asked.append(name := Path(source).name)
-        if name == "a":
-            raise SourceError("source a holds no CT image")
+        if name == "Doe^Jane":
+            raise UselessSourceError(f"source {source} holds no CT image")
         if name == "b":
             raise OSError("the disk does not answer")
         return DenoiseResult(destination="", series=[])
 
     asked: list[str] = []
     monkeypatch.setattr(inbox, "denoise", pretended)
-    for name in "abc":
+    for name in ("Doe^Jane", "b", "c"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.txt").write_bytes(b"1")
     failed = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
     assert failed.is_failed()
-    assert "the disk does not answer" in failed.message
-    assert asked == ["a", "b", "c"]
-    # What failed is tried again; what holds no image was refused once.
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "1.txt").write_bytes(b"1")
+    assert "1 of 3 studies could not be restored, the first: the disk" in failed.message
+    assert "of the others series: 0 restored, 1 refused, 0 quarantined" in failed.message
+    assert asked == ["Doe^Jane", "b", "c"]
+    (event,) = named(heard, "series.refused")
+    assert event["payload"]["code"] == "useless_source"
+    # What failed is tried again; what was refused is not, unless it changes.
     shutil.rmtree(tmp_path / "b")
-    (tmp_path / "a" / "2.txt").write_bytes(b"late, and no image either")
+    (tmp_path / "Doe^Jane" / "2.txt").write_bytes(b"late, and no image either")
     refused = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
-    assert asked[3:] == ["a", "d"]
+    assert asked[3:] == ["Doe^Jane"]
     assert refused.name == REFUSED
-    assert (
-        "1 refused, 0 quarantined; the first: a: refused; source a holds no CT" in refused.message
-    )
+    assert "1 refused, 0 quarantined; the first: useless_source; why stands" in refused.message
+    assert "Doe" not in failed.message + refused.message + str(heard)
+
+
+def test_a_zip_is_refused_for_good_only_where_it_is_damaged(home, monkeypatch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        archive.writestr("1.txt", "no image")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extractall", full)
+        assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).is_failed()
+    assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).name == REFUSED
+    assert denoise_inbox(str(tmp_path), quiet=0).taken == []
+
+
+def test_without_its_model_no_study_is_tried(home, monkeypatch, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.dcm").write_bytes(b"1")
+    asked: list[str] = []
+    monkeypatch.setattr(inbox, "denoise", lambda *_: asked.append(""))
+    settings = DenoiseSettings(model="99")
+    failed = denoise_inbox(str(tmp_path), quiet=0, settings=settings, return_state=True)
+    assert failed.is_failed()
+    assert "no model is registered yet" in failed.message
+    assert asked == []
 
 
 def test_a_refused_series_ends_the_run_refused_and_is_told_of(home, heard, series, tmp_path):

@@ -91,7 +91,8 @@ def test_a_study_is_stored_as_it_was_sent_and_goes_where_the_rules_say(
         original = pydicom.dcmread(sent[image.stem])
         assert pydicom.dcmread(image).PixelData == original.PixelData
     assert any("1 images, ignore by rule 1" in line for line in said)
-    journal = (home / "logs" / "series.jsonl").read_text()
+    (file,) = (home / "journal").iterdir()
+    journal = file.read_text()
     noted = [json.loads(line) for line in journal.splitlines()]
     assert sorted((row["to"], row["images"]) for row in noted) == [
         ("denoise", 3),

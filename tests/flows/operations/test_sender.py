@@ -1,5 +1,6 @@
 """Series go out to a real receiver, wait where it is dead, and never wait for another."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -8,14 +9,16 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
 from flows import events, inbox
+from flows.cli.main import app
 from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
 from flows.operations import outbox as module
 from flows.operations import sender
 from flows.operations.destinations import Entity, SendError, WebService, known, read_destinations
-from flows.operations.outbox import Outbox
+from flows.operations.outbox import Job, Outbox
 from flows.operations.receiver import Receiver, listen
 from flows.operations.routing import Rules
 from flows.operations.sender import attempt, work
@@ -78,18 +81,28 @@ def heard(monkeypatch) -> list[dict]:
     return said
 
 
+def old(job: Job) -> Job:
+    """The job as if it had waited as long as one may."""
+    return job.model_copy(update={"queued": job.queued - module.OLDEST - timedelta(seconds=1)})
+
+
 def test_what_waits_too_long_is_given_up_and_told_of_until_it_is_sent(pacs, folder, outbox, heard):
-    job = outbox.put(folder, "dead")
-    old = job.model_copy(update={"queued": job.queued - module.OLDEST - timedelta(seconds=1)})
-    said = attempt(outbox, old, DEAD)
+    said = attempt(outbox, old(outbox.put(folder, "dead")), DEAD)
     assert "not sent, try 1, the last: DEAD at 127.0.0.1:9 takes no association" in said
     assert outbox.waiting("dead") == []
     assert [row.folder for row in outbox.given_up("dead")] == [folder]
-    (event,) = heard
-    assert (event["series"], event["destination"]) == ("restored", "dead")
-    assert "takes no association" in event["said"]
-    assert attempt(outbox, outbox.put(folder, "dead"), pacs).endswith("3 images sent")
+    # A folder that is no UID may be called after a person.
+    assert heard == [{"series": "", "destination": "dead", "tries": 1}]
+    assert attempt(outbox, outbox.put_again(folder, "dead"), pacs).endswith("3 images sent")
     assert outbox.given_up("dead") == []
+
+
+def test_the_operator_is_told_once_of_many_that_are_given_up(series, outbox, tmp_path, heard):
+    for number in range(3):
+        folder = series("L001", slices=3).write(tmp_path / f"1.2.{number}")
+        attempt(outbox, old(outbox.put(folder, "dead")), DEAD)
+    assert len(outbox.given_up("dead")) == 3
+    assert heard == [{"series": "1.2.0", "destination": "dead", "tries": 1}]
 
 
 def test_more_than_may_wait_is_given_up_and_told_of(outbox, tmp_path, heard, monkeypatch):
@@ -98,17 +111,50 @@ def test_more_than_may_wait_is_given_up_and_told_of(outbox, tmp_path, heard, mon
     monkeypatch.setattr(module, "MOST", 2)
     rows = [
         SeriesOutcome(outcome="restored", source="", description="", folder=str(tmp_path / name))
-        for name in "abc"
+        for name in ("1.1", "1.2", "1.3")
     ]
     for _ in range(2):
         inbox.queue_for_sending(DenoiseResult(destination="", series=rows))
-    assert [job.folder.name for job in outbox.waiting("pacs")] == ["a", "b"]
-    assert [job.folder.name for job in outbox.given_up("pacs")] == ["c"]
-    assert heard[0] == {
-        "series": "c",
-        "destination": "pacs",
-        "said": "2 series wait for pacs already",
-    }
+    assert [job.folder.name for job in outbox.waiting("pacs")] == ["1.1", "1.2"]
+    assert [job.folder.name for job in outbox.given_up("pacs")] == ["1.3"]
+    assert outbox.given_up("pacs")[0].said == "2 series wait for pacs already"
+    assert heard == [{"series": "1.3", "destination": "pacs", "tries": 0}]
+
+
+def test_sent_by_hand_a_series_waits_anew_and_no_name_of_a_folder_is_noted(
+    series, tmp_path, monkeypatch
+):
+    home, folder = tmp_path / "home", series("L001", slices=3).write(tmp_path / "Doe^Jane")
+    box = Outbox(home)
+    box._write(old(box.put(folder, "dead")))
+    file = tmp_path / "destinations.toml"
+    file.write_text('[dead]\nhost = "127.0.0.1"\nport = 9\nae_title = "DEAD"\n')
+    asked = ["send", str(folder), "--to", "dead", "--destinations", str(file), "--json"]
+    done = CliRunner().invoke(app, [*asked, "--home", str(home)])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["sent"] is False
+    (job,) = box.waiting("dead")
+    assert datetime.now(UTC) - job.queued < timedelta(minutes=1)
+    assert not (home / "journal").exists()
+
+
+def test_a_damaged_job_does_not_end_the_sender(pacs, folder, outbox, tmp_path, monkeypatch):
+    monkeypatch.setattr(sender, "EVERY", 0.05)
+    damaged = tmp_path / "home" / "outbox" / "pacs" / "damaged.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    outbox.put(folder, "pacs")
+    stop, said = threading.Event(), []
+
+    def say(line: str) -> None:
+        said.append(line)
+        damaged.unlink(missing_ok=True)
+        if len(said) == 2:
+            stop.set()
+
+    work(outbox, {"pacs": pacs}, say, stop)
+    assert said[0].startswith("pacs: ValidationError: ")
+    assert said[1] == "restored to pacs: 3 images sent"
 
 
 def test_a_dead_destination_does_not_keep_another_waiting(

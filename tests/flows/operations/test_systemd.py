@@ -29,8 +29,17 @@ def test_it_starts_the_services_of_its_home_with_the_settings_of_the_shell(unit)
     assert not any(line.startswith('Environment="HQINET_HOME') for line in lines)
 
 
-def test_nobody_else_can_read_its_secrets(unit):
-    assert unit[0].stat().st_mode & 0o077 == 0
+def test_nobody_else_can_read_its_secrets_not_even_who_has_the_old_one_open(unit):
+    file, home = unit
+    file.chmod(0o644)
+    with file.open() as old:
+        before = old.read()
+        file.write_text("")
+        write_unit(home)
+        old.seek(0)
+        assert old.read() == ""
+    assert file.stat().st_mode & 0o077 == 0
+    assert file.read_text() == before
 
 
 def test_systemd_finds_nothing_wrong_with_it(unit, tmp_path, monkeypatch):
