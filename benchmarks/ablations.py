@@ -6,22 +6,17 @@ those of patients that none of them saw, with their neighbours and each slice al
 made on X901 and X904; the others are reported. What is finished is not trained again.
 """
 
-import argparse
-from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from partners import ALONE, SEEDS, Silent, gain, partner
 from real_pairs import read_pair
-from starter import REPORTED
+from short_trainings import SEEDS, arguments, gain, read_collection, trained
+from starter import CHOSEN_ON, REPORTED
 
 from hqinet.restoration.restore import read_windows
-from hqinet.training.loop import train
-from hqinet.training.recipe import load_recipe
 
-CHOSEN_ON = ("X901", "X904")
 CHANGES = {
     "unchanged": [],
     "neighbours always there": ["sampling.drop_neighbours = 0.0"],
@@ -34,18 +29,12 @@ CHANGES = {
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("data", type=Path)
-    arguments.add_argument("folder", type=Path)
-    arguments.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
-    arguments.add_argument("--steps", type=int, default=600)
-    arguments.add_argument("--slices", type=int, default=24, help="of each training patient")
-    arguments.add_argument("--judged", type=int, default=6, help="slices of each held-out patient")
-    arguments.add_argument("--threads", type=int, default=2)
-    options = arguments.parse_args()
+    parser = arguments(__doc__, steps=600)
+    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data, folder = options.data, options.folder
-    learnt = [partner(read_pair(data, patient, options.slices), folder) for patient in ALONE]
+    learnt = read_collection(data, folder, options.slices)
     groups = [
         [read_pair(data, patient, options.judged) for patient in patients]
         for patients in (CHOSEN_ON, REPORTED)
@@ -54,19 +43,13 @@ def main() -> None:
     for name in options.only:
         rows = []
         for seed in SEEDS:
-            recipe = load_recipe(
-                "starter",
-                f"seed = {seed}",
-                "schedule.epochs = 5",
-                f"schedule.steps_per_epoch = {options.steps // 5}",
-                *CHANGES[name],
-            )
             arm = "collection" if name == "unchanged" else name.replace(" ", "-")
             place = folder / f"starter-{options.steps}-{arm}-{seed}"
-            trained = train(recipe, learnt, [], folder=place, device="cpu", observer=Silent())
+            changes = CHANGES[name]
+            network, recipe = trained("starter", options.steps, seed, learnt, place, changes)
             rows.append(
                 [
-                    mean(gain(trained.model, recipe, pair, windows) for pair in pairs)
+                    mean(gain(network, recipe, pair, windows) for pair in pairs)
                     for windows in (read_windows, alone)
                     for pairs in groups
                 ]

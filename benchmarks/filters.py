@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from real_pairs import RealPair, read_pair
 from skimage.restoration import denoise_nl_means
-from starter import REPORTED, estimate, judge, perform, restore
+from starter import CHOSEN_ON, REPORTED, estimate, judge, perform, restore
 from torch import Tensor
 
 from hqinet.quality.reader_study import ask_observer
@@ -20,7 +20,6 @@ from hqinet.quality.reference import find_body
 from hqinet.restoration.envelope import measured_noise
 from hqinet.restoration.restore import HUModel
 
-CHOSEN_ON = ("X901", "X904")
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.6)
 """Of `h`, in noise levels."""
 

@@ -22,6 +22,8 @@ from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel, read_windows
 from hqinet.samples.pairs import VolumePair
 
+CHOSEN_ON = ("X901", "X904")
+"""Patients on which networks and filters are chosen, and none was trained."""
 REPORTED = ("C902", "L902", "X905", "X906", "X907", "X908")
 """Patients on which nothing was chosen and no network was trained."""
 

@@ -35,9 +35,7 @@ def denoise(
         cluster: Where Dask runs; without one, series are restored in this process.
     """
     result = restore_source(Path(source), Path(destination), settings, cluster)
-    publish(result)
-    note_down(result)
-    events.series_ended(result.series)
+    tell(result)
     return ended(result, *_ending(result))
 
 
@@ -50,18 +48,18 @@ def _ending(result: DenoiseResult) -> tuple[str | None, str]:
     return None, ""
 
 
-def note_down(result: DenoiseResult) -> None:
-    """Write into the journal what became of each series that could be read."""
+def tell(result: DenoiseResult) -> None:
+    """Say what became of each series on Prefect's page, in the journal, and by events."""
+    _publish(result)
     home, run = Settings().home.absolute(), str(runtime.flow_run.id)
     for row in result.series:
-        if row.source_series:
-            facts = row.model_dump(include={"model", "code", "slices", "seconds"})
-            facts |= {"derived": row.series, "run": run}
-            note(home, row.source_series, row.outcome, **facts)
+        facts = row.model_dump(include={"model", "code", "slices", "seconds"})
+        facts |= {"derived": row.series, "run": run}
+        note(home, row.source_series, row.outcome, **facts)
+    events.series_ended(result.series)
 
 
-def publish(result: DenoiseResult) -> None:
-    """Leave what became of each series on Prefect's page."""
+def _publish(result: DenoiseResult) -> None:
     get_run_logger().info("%s series restored", result.count("restored"))
     if result.series:
         create_table_artifact(

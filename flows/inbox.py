@@ -9,11 +9,10 @@ from pathlib import Path
 from prefect import flow, get_run_logger, tags
 from pydantic import BaseModel
 
-from flows import events
 from flows.compute.models import Models
 from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
-from flows.denoise import denoise, publish
+from flows.denoise import denoise, tell
 from flows.errors import FlowError
 from flows.events import AUTOMATIC, sending_given_up
 from flows.ingest import ingest, refusals_in_a_line, shown_source
@@ -21,7 +20,7 @@ from flows.operations.arrivals import Arrival, Taken, as_prefix, look_at, requir
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
-from storage.errors import UselessSourceError
+from storage.errors import UnusableSourceError
 
 DEFAULTS = Settings()
 QUIET = 60
@@ -117,17 +116,16 @@ def _restored(arrival: Arrival, destination: str, settings: DenoiseSettings) -> 
     try:
         with tags(AUTOMATIC):
             return denoise(str(arrival.path), destination, settings)
-    except UselessSourceError as error:
+    except UnusableSourceError as error:
         refused = SeriesOutcome(
             outcome="refused",
             source=arrival.path.name,
             description="",
-            code="useless_source",
+            code="unusable_source",
             reasons=[str(error)],
         )
         result = DenoiseResult(destination=destination, series=[refused])
-        publish(result)
-        events.series_ended(result.series)
+        tell(result)
         return result
 
 

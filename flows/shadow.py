@@ -17,7 +17,7 @@ from flows.compute.sources import restore_source
 from flows.evaluations import champion
 from flows.operations.arrivals import Taken, look_at, require_inbox
 from flows.settings import ClusterSettings, DenoiseSettings, Settings
-from storage.errors import UselessSourceError
+from storage.errors import UnusableSourceError
 
 DEFAULTS = Settings()
 QUIET = 60
@@ -57,7 +57,7 @@ def shadow(
         if not taken.lacks(arrival, quiet):
             continue
         # Of what holds no images, the inbox itself has told.
-        with suppress(UselessSourceError):
+        with suppress(UnusableSourceError):
             result = restore_source(path, shadows.folder(), settings, cluster)
             outcomes.update(row.outcome for row in result.series)
         taken.add(arrival)

@@ -21,7 +21,7 @@ class SourceError(StorageError):
     """A delivery that cannot be read at all."""
 
 
-class UselessSourceError(SourceError):
+class UnusableSourceError(SourceError):
     """A delivery of which nothing can be made, today or tomorrow: no CT image, or a damaged zip."""
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from flows import lineage, stores
 from flows.compute.envelopes import ENVELOPE
-from flows.errors import FlowError
 from hqinet.devices import pick_device
 from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.envelope import Envelope
@@ -29,10 +28,6 @@ JOB = "run.json"
 """Artifact of a run that `hqinet train` made: what was trained, and by which recipe."""
 _LOADED: dict[tuple[str, str, float | None], HUModel] = {}
 _LOADING = Lock()
-
-
-class DenoiseError(FlowError):
-    """A restoration that cannot begin; one line that says what to do."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from flows import stores
-from flows.compute.models import DenoiseError, Models, load
+from flows.compute.models import Models, load
 from flows.compute.restoration import LEAST_SLICES
+from flows.errors import FlowError
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
 from hqinet.restoration.restore import rounded
@@ -24,6 +25,10 @@ from storage.dicom.statement import Statement, read_statement
 from storage.dicom.stored_words import decoded
 from storage.errors import SourceError
 from storage.refusals import Refusal
+
+
+class ReplayError(FlowError):
+    """A model that is not the one which made a series; one line that says what to do."""
 
 
 class Replayed(BaseModel):
@@ -65,7 +70,7 @@ def replay_series(files: Sequence[Path], record: SeriesRecord | None, device: st
         return Replayed(outcome="cannot be replayed", reason=reason, **about)
     try:
         differing, largest = _compared(said, record, device)
-    except (SourceError, DenoiseError, Refusal, HqinetError) as error:
+    except (SourceError, ReplayError, Refusal, HqinetError) as error:
         return Replayed(outcome="cannot be replayed", reason=str(error), **about)
     outcome = "differs" if differing else "same"
     return Replayed(outcome=outcome, differing=differing, largest=largest, **about)
@@ -77,7 +82,7 @@ def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> t
     models = Models(record.model)
     used = models.resolve()
     if used.identity != record.identity:
-        raise DenoiseError(
+        raise ReplayError(
             f"model {record.model} is {used.identity[:12]} here, and was {record.identity[:12]} "
             "when the series was made: use the home or registry that it was made with"
         )

@@ -29,7 +29,7 @@ from flows.compute.workers import LOCAL, on_devices
 from flows.settings import ClusterSettings, DenoiseSettings
 from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.headers import FileHeader
-from storage.errors import UselessSourceError
+from storage.errors import UnusableSourceError
 
 
 class DenoiseResult(BaseModel):
@@ -49,14 +49,14 @@ def restore_source(
     """Restore every low-dose or plain CT series of a source; see the flow `denoise`.
 
     Raises:
-        SourceError: it cannot be read; UselessSourceError: nor tomorrow.
+        SourceError: it cannot be read; UnusableSourceError: nor tomorrow.
         StorageError: there is no such model, or the registry does not answer.
     """
     target = destination.absolute()
     with opened(source, stores.scratch()) as place:
         found, unreadable = find_series(place)
         if not found and not unreadable:
-            raise UselessSourceError(
+            raise UnusableSourceError(
                 f"source {source} holds no CT image: give a folder, zip or file"
             )
         aside = {one.uid: left_aside(one, settings) for one in found}

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from storage.dicom.headers import FileHeader, read_header
-from storage.errors import SourceError, UselessSourceError
+from storage.errors import SourceError, UnusableSourceError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def opened(source: Path, scratch: Path) -> Iterator[Path]:
 
     Raises:
         SourceError: it is not there, or cannot be unpacked now.
-        UselessSourceError: a zip that is damaged, or asks for a password.
+        UnusableSourceError: a zip that is damaged, or asks for a password.
     """
     if source.is_dir():
         yield source.resolve()
@@ -44,7 +44,9 @@ def opened(source: Path, scratch: Path) -> Iterator[Path]:
                 with zipfile.ZipFile(source) as archive:
                     archive.extractall(folder)
             except (zipfile.BadZipFile, RuntimeError) as error:
-                raise UselessSourceError(f"source {source}: cannot be unpacked: {error}") from error
+                raise UnusableSourceError(
+                    f"source {source}: cannot be unpacked: {error}"
+                ) from error
             except OSError as error:
                 raise SourceError(f"source {source}: cannot be unpacked now: {error}") from error
             yield Path(folder).resolve()

@@ -35,7 +35,7 @@ from flows.settings import ClusterSettings, DenoiseSettings
 from flows.shadow import shadow
 from hqinet.restoration import drift
 from hqinet.restoration.envelope import Envelope, SeriesFacts
-from storage.errors import UselessSourceError
+from storage.errors import UnusableSourceError
 from storage.models.registry import DatasetInputs
 
 ROWS, SLICES = 64, 6
@@ -222,7 +222,7 @@ def test_a_zip_is_done_once_and_asked_for_compressed_is_written_anew(source, mod
 def test_a_source_without_images_is_an_error(models, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("no DICOM")
-    with pytest.raises(UselessSourceError, match="holds no CT image"):
+    with pytest.raises(UnusableSourceError, match="holds no CT image"):
         restore(tmp_path / "in", tmp_path / "out", models["Smoother"])
     assert not (tmp_path / "out").exists()
 

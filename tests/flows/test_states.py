@@ -23,7 +23,7 @@ from flows.settings import DenoiseSettings
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
 from storage.dataset import upkeep
 from storage.dataset.upkeep import rollback
-from storage.errors import UselessSourceError
+from storage.errors import UnusableSourceError
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_of_what_nothing_can_be_made_or_what_fails_keeps_no_other_study_waiting(
     def pretended(source: str, *_: object) -> DenoiseResult:
         asked.append(name := Path(source).name)
         if name == "Doe^Jane":
-            raise UselessSourceError(f"source {source} holds no CT image")
+            raise UnusableSourceError(f"source {source} holds no CT image")
         if name == "b":
             raise OSError("the disk does not answer")
         return DenoiseResult(destination="", series=[])
@@ -192,14 +192,14 @@ def test_of_what_nothing_can_be_made_or_what_fails_keeps_no_other_study_waiting(
     assert "of the others series: 0 restored, 1 refused, 0 quarantined" in failed.message
     assert asked == ["Doe^Jane", "b", "c"]
     (event,) = named(heard, "series.refused")
-    assert event["payload"]["code"] == "useless_source"
+    assert event["payload"]["code"] == "unusable_source"
     # What failed is tried again; what was refused is not, unless it changes.
     shutil.rmtree(tmp_path / "b")
     (tmp_path / "Doe^Jane" / "2.txt").write_bytes(b"late, and no image either")
     refused = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
     assert asked[3:] == ["Doe^Jane"]
     assert refused.name == REFUSED
-    assert "1 refused, 0 quarantined; the first: useless_source; why stands" in refused.message
+    assert "1 refused, 0 quarantined; the first: unusable_source; why stands" in refused.message
     assert "Doe" not in failed.message + refused.message + str(heard)
 
 
