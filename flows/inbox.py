@@ -16,7 +16,14 @@ from flows.denoise import denoise, tell
 from flows.errors import FlowError
 from flows.events import AUTOMATIC, sending_given_up
 from flows.ingest import ingest, refusals_in_a_line, shown_source
-from flows.operations.arrivals import Arrival, Taken, as_prefix, look_at, require_inbox
+from flows.operations.arrivals import (
+    Arrival,
+    PutOff,
+    Taken,
+    as_prefix,
+    look_at,
+    require_inbox,
+)
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
@@ -28,11 +35,11 @@ QUIET = 60
 
 
 class StudiesFailedError(FlowError):
-    """Studies of an inbox that could not be restored; one line. They are tried again."""
+    """Studies of an inbox that could not be restored; one line. They are tried again, later."""
 
 
 class InboxResult(BaseModel):
-    """What became of an inbox: what was taken, and what still arrives."""
+    """What became of an inbox: what was taken, and what still arrives or waits after a failure."""
 
     taken: list[str]
     arriving: list[str]
@@ -82,9 +89,9 @@ def denoise_inbox(
         quiet: Seconds without a change after which a study is taken.
         settings: Which series, which model, how much.
     """
-    folder, taken = require_inbox(inbox), _taken("denoise")
+    folder, taken, put_off = require_inbox(inbox), _taken("denoise"), PutOff(_memory("put-off"))
     arrivals = [look_at(path) for path in sorted(folder.iterdir())]
-    due = [arrival for arrival in arrivals if taken.lacks(arrival, quiet)]
+    due = [x for x in arrivals if taken.lacks(x, quiet) and x not in put_off]
     if due:
         # Without a model, no study can be restored.
         Models(settings.model).resolve()
@@ -97,6 +104,7 @@ def denoise_inbox(
             taken.add(arrival)
         except Exception as error:  # noqa: BLE001 - it keeps no other study from being restored
             failures.append(error)
+            put_off.add(arrival)
         else:
             results.append(result)
     said = _summary(results)
@@ -155,7 +163,11 @@ def queue_for_sending(result: DenoiseResult) -> None:
 
 
 def _taken(flow_name: str) -> Taken:
-    return Taken(Settings().home.absolute() / "taken" / f"{flow_name}.json")
+    return Taken(_memory(flow_name))
+
+
+def _memory(name: str) -> Path:
+    return Settings().home.absolute() / "taken" / f"{name}.json"
 
 
 def _result(due: list[Arrival], rest: list[Arrival], taken: Taken) -> InboxResult:

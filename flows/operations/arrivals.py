@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import time
 from typing import Any
@@ -22,6 +23,9 @@ from storage.stores.location import Location, storage_errors
 MARK = "COMPLETE"
 """Name of the file that says that nothing more comes; what is newer than it takes it back."""
 NEVER = float("-inf")
+FIRST_PAUSE = timedelta(minutes=5)
+"""After the first failure: the next look at the inbox tries again."""
+LONGEST_PAUSE = timedelta(hours=4)
 
 
 class InboxError(FlowError):
@@ -160,3 +164,32 @@ class Taken:
         self._digests[str(arrival.path)] = arrival.digest
         self._file.parent.mkdir(parents=True, exist_ok=True)
         files.write(self._file, json.dumps(self._digests, indent=1).encode())
+
+
+class PutOff:
+    """Which deliveries failed, and wait twice as long each time; kept as `Taken` is."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._failures: dict[str, dict[str, Any]] = (
+            json.loads(file.read_text()) if file.exists() else {}
+        )
+
+    def __contains__(self, arrival: Arrival) -> bool:
+        """Whether a delivery is not to be tried now. One that has changed is."""
+        return self._tries(arrival) > 0 and self._failures[str(arrival.path)]["until"] > time()
+
+    def add(self, arrival: Arrival) -> None:
+        """Put a delivery off that has failed; forget those that are gone."""
+        tries = self._tries(arrival) + 1
+        # The exponent is bounded before the power is taken: it may fail for days.
+        pause = min(FIRST_PAUSE * 2 ** min(tries - 1, 20), LONGEST_PAUSE).total_seconds()
+        failure = {"digest": arrival.digest, "tries": tries, "until": time() + pause}
+        self._failures = {path: x for path, x in self._failures.items() if Path(path).exists()}
+        self._failures[str(arrival.path)] = failure
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        files.write(self._file, json.dumps(self._failures, indent=1).encode())
+
+    def _tries(self, arrival: Arrival) -> int:
+        failure = self._failures.get(str(arrival.path), {})
+        return failure["tries"] if failure.get("digest") == arrival.digest else 0

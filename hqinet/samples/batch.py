@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hqinet.intensity import HU_RANGE, normalise
 from hqinet.noise import FLOOR_HU, sharpened, sharpening_gain
+from hqinet.samples.lesions import render
 from hqinet.samples.order import MARGIN, Draw
 from hqinet.samples.recipe import SamplingRecipe
 from hqinet.samples.slab import NEIGHBOURS
@@ -56,6 +57,9 @@ def prepare(batch: Batch, recipe: SamplingRecipe, device: torch.device) -> Sampl
     )
     added = own * (low.float() - full) + other * partner.float()
     full = full.float()
+    if recipe.lesions:
+        crop = (int(full.shape[2]), int(full.shape[3]))
+        full = full + render([d.lesions for d in draws], crop, device)
     low = normalise(full + added)
     chosen = torch.tensor([NEIGHBOURS[d.neighbours] for d in draws], device=device)
     low = low.gather(1, chosen.view(-1, 3, 1, 1).expand_as(low))

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hqinet.samples.lesions import Lesion
 from hqinet.samples.pairs import VolumePair
 from hqinet.samples.recipe import SamplingRecipe
 from hqinet.samples.slab import EDGE_AFTER, EDGE_BEFORE, ISOLATED, TRUE
 
-_STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3, "realisation": 4}
+_STREAMS = {"sample": 0, "slice": 1, "order": 2, "partner": 3, "realisation": 4, "lesions": 5}
 """Second word of Philox's key: independent streams of numbers under one seed."""
 _UNIFORMS = 12
 _UNIFORMS_PER_COUNT = 4
@@ -69,6 +70,7 @@ class Draw:
     """Pixels of the slice for each pixel of the sample."""
     kernel: float
     """Factor on the finest detail, of anatomy and noise alike."""
+    lesions: tuple[Lesion, ...]
 
 
 class SampleOrder:
@@ -129,7 +131,15 @@ class SampleOrder:
             neighbours=_neighbours(how) if lost < recipe.drop_neighbours else TRUE,
             zoom=1.0 if recipe.zoom is None else _log_uniform(recipe.zoom, zoom),
             kernel=1.0 if recipe.kernels is None else _log_uniform(recipe.kernels, kernel),
+            lesions=self._lesions(number),
         )
+
+    def _lesions(self, number: int) -> tuple[Lesion, ...]:
+        count = self.recipe.lesions
+        if not count:
+            return ()
+        uniforms = _uniforms(self.seed, "lesions", number * count, count)
+        return tuple(Lesion.drawn(row) for row in uniforms.tolist())
 
     def _window(self, number: int) -> int:
         """Return which window sample `number` is cut from.

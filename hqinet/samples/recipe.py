@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from hqinet.recipe_section import RecipeSection
 
@@ -32,6 +32,8 @@ class SamplingRecipe(RecipeSection):
     kernels: tuple[float, float] | None = None
     """Range of the factor on the finest detail of each sample, anatomy and noise alike: other
     reconstruction kernels."""
+    lesions: NonNegativeInt = 0
+    """Faint round lesions put into each sample, low and full dose alike, which are to be kept."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SamplingRecipe":

@@ -1,6 +1,7 @@
 """What the state of a run is called, which events flows emit, and when an inbox is taken."""
 
 import errno
+import itertools
 import os
 import shutil
 import time
@@ -18,7 +19,8 @@ from flows.evaluations import PromotionError
 from flows.inbox import denoise_inbox, ingest_inbox
 from flows.ingest import ingest
 from flows.maintenance import DamagedError, due_in, maintenance
-from flows.operations.arrivals import MARK, InboxError
+from flows.operations import arrivals
+from flows.operations.arrivals import FIRST_PAUSE, MARK, InboxError, PutOff, look_at
 from flows.settings import DenoiseSettings
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
 from storage.dataset import upkeep
@@ -167,7 +169,28 @@ def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_
         patch.setattr(inbox, "denoise", fails)
         assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).is_failed()
     monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
+    assert denoise_inbox(str(tmp_path), quiet=0).arriving == ["a"]
+    monkeypatch.setattr(arrivals, "time", lambda: time.time() + FIRST_PAUSE.total_seconds())
     assert denoise_inbox(str(tmp_path), quiet=0).taken == ["a"]
+
+
+def test_a_study_that_fails_waits_twice_as_long_each_time_until_it_changes(monkeypatch, tmp_path):
+    study, now = tmp_path / "1.dcm", time.time()
+    study.write_bytes(b"1")
+    arrival, waits = look_at(study), []
+    for _ in range(30):
+        PutOff(tmp_path / "failed.json").add(arrival)
+        later = PutOff(tmp_path / "failed.json")
+        while arrival in later:
+            now += 60
+            monkeypatch.setattr(arrivals, "time", lambda now=now: now)
+        waits.append(now)
+    minutes = [round((b - a) / 60) for a, b in itertools.pairwise(waits)]
+    assert minutes[:5] == [10, 20, 40, 80, 160]
+    assert set(minutes[5:]) == {240}
+    PutOff(tmp_path / "failed.json").add(arrival)
+    study.write_bytes(b"mended")
+    assert look_at(study) not in PutOff(tmp_path / "failed.json")
 
 
 def test_of_what_nothing_can_be_made_or_what_fails_keeps_no_other_study_waiting(
@@ -213,6 +236,7 @@ def test_a_zip_is_refused_for_good_only_where_it_is_damaged(home, monkeypatch, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "extractall", full)
         assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).is_failed()
+    monkeypatch.setattr(arrivals, "time", lambda: time.time() + FIRST_PAUSE.total_seconds())
     assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).name == REFUSED
     assert denoise_inbox(str(tmp_path), quiet=0).taken == []
 

@@ -58,6 +58,7 @@ def test_paper_is_the_papers_table_and_nothing_else() -> None:
             "drop_neighbours": 0.0,
             "zoom": None,
             "kernels": None,
+            "lesions": 0,
         },
     }
 
