@@ -100,7 +100,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)`."""
         residual = self.scse(self.expand(self.conv(self.reduce(x))))
-        return F.relu(residual + self.shortcut(x))
+        return residual.add_(self.shortcut(x)).relu_()
 
 
 class ASPP(nn.Module):
@@ -180,11 +180,14 @@ def conv_of_upsampled(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
 def _shifted_sum(taps: Sequence[Tensor], axis: int) -> Tensor:
     """Add the tap before moved up by one and the tap after moved down by one to the middle one.
 
-    What is moved in is zero, as the padding of a convolution is.
+    What is moved in is zero, as the padding of a convolution is. In place: maps of full resolution
+    are as expensive to allocate as to add.
     """
     before, here, after = taps
-    other = (0, 0) if axis == 2 else ()
-    return F.pad(before, (*other, 1, -1)) + here + F.pad(after, (*other, -1, 1))
+    rest = here.shape[axis] - 1
+    here.narrow(axis, 1, rest).add_(before.narrow(axis, 0, rest))
+    here.narrow(axis, 0, rest).add_(after.narrow(axis, 1, rest))
+    return here
 
 
 class Reconstruction(nn.Module):
@@ -214,9 +217,9 @@ class Reconstruction(nn.Module):
         ]
         mixed = parts[0]
         for part in parts[1:]:
-            mixed = mixed + part
+            mixed.add_(part)
         if conv.bias is not None:
-            mixed = mixed + conv.bias[:, None, None]
+            mixed.add_(conv.bias[:, None, None])
         return self.out(self.mix.act(self.mix.norm(mixed)))
 
     def _part(self, x: Tensor, weight: Tensor, scale: int, size: Sequence[int]) -> Tensor:
