@@ -12,12 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 
-from dask.utils import parse_bytes
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -99,7 +100,7 @@ class ClusterSettings(Section):
     @field_validator("memory")
     @classmethod
     def _bytes(cls, memory: str) -> str:
-        parse_bytes(memory)
+        TypeAdapter(ByteSize).validate_python(memory)
         return memory
 
     arguments: dict[str, Any] = Field(

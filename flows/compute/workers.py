@@ -1,7 +1,8 @@
 """Where Dask runs: worker processes of this machine, a scheduler's address, or a cluster's class.
 
 Processes, not threads: pydicom is Python. Workers write under the scratch folder only, and end
-with the process that started them, however it ends.
+with the process that started them, however it ends. Dask is imported when work comes: an ingest
+without news does not wait for it.
 """
 
 import importlib
@@ -14,15 +15,15 @@ from itertools import islice
 from pathlib import Path
 from threading import Thread
 from time import monotonic
-from typing import Any, Self, TypeVar
-
-import dask
-from dask.system import CPU_COUNT
-from distributed import Client, KilledWorker, LocalCluster, as_completed
-from distributed import Future as DaskFuture
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from flows.errors import FlowError
 from flows.settings import ClusterSettings
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+    from distributed import Future as DaskFuture
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +33,6 @@ GPU = "GPU"
 """Resource of a worker that has a GPU to itself, as `dask worker --nthreads 1 --resources GPU=1`
 says it, or the class of a cluster."""
 
-logging.getLogger("distributed").setLevel(logging.CRITICAL)
 logger = logging.getLogger("hqinet.cluster")
 
 # One thread a process. Dask's own setting returns freed memory at once, so that every image is
@@ -128,12 +128,12 @@ class Workers:
         if gpu:
             self._require_gpu(client)
 
-        def submit(item: Item) -> DaskFuture:
+        def submit(item: Item) -> "DaskFuture":
             resources = {GPU: 1} if gpu else None
             return client.submit(function, item, retries=retries, pure=False, resources=resources)
 
         item_of = {submit(item): item for item in first}
-        done = as_completed(list(item_of))
+        done = _dask().as_completed(list(item_of))
         for future in done:
             item = item_of.pop(future)
             error = future.exception()
@@ -143,7 +143,7 @@ class Workers:
                 item_of[new] = following
                 done.add(new)
 
-    def _started(self) -> Client:
+    def _started(self) -> "Client":
         """The client, once a worker is there; the others may come while it works."""
         assert self._client is not None
         until = monotonic() + QUEUE
@@ -158,7 +158,7 @@ class Workers:
             "its queue and its workers' logs, then run again"
         )
 
-    def _require_gpu(self, client: Client) -> None:
+    def _require_gpu(self, client: "Client") -> None:
         """Without a worker of that kind Dask would wait for one for ever."""
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if not any(worker["resources"].get(GPU) for worker in workers):
@@ -168,7 +168,7 @@ class Workers:
                 "to auto"
             )
 
-    def _open(self, kind: ClusterClass | None, opened: Future[Client]) -> None:
+    def _open(self, kind: ClusterClass | None, opened: "Future[Client]") -> None:
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
             client = self._connect(kind)
@@ -179,29 +179,33 @@ class Workers:
         else:
             opened.set_result(client)
 
-    def _connect(self, kind: ClusterClass | None) -> Client:
+    def _connect(self, kind: ClusterClass | None) -> "Client":
         where = self._settings.where
         if kind is not None:
-            return Client(self._of_class(kind))
+            return _dask().Client(self._of_class(kind))
         if "://" in where:
             try:
-                return Client(where, timeout=PATIENCE)
+                return _dask().Client(where, timeout=PATIENCE)
             except (OSError, ValueError) as error:
                 raise ClusterError(
                     f"no Dask scheduler answers at {where}: start one (`dask scheduler`) or set "
                     "HQINET_CLUSTER__WHERE=local"
                 ) from error
-        return Client(self._stack.enter_context(self._local()))
+        return _dask().Client(self._stack.enter_context(self._local()))
 
     def _warn(self, what: str) -> None:
         logger.warning("cluster %s %s: see that nothing is left of it", self._settings.where, what)
 
-    def _local(self) -> LocalCluster:
+    def _local(self) -> "LocalCluster":
+        import dask.config  # noqa: PLC0415 - as `_dask`
+
         with dask.config.set({"distributed.nanny.pre-spawn-environ": _ENVIRONMENT}):
             return self._start_local()
 
-    def _start_local(self) -> LocalCluster:
-        return LocalCluster(
+    def _start_local(self) -> "LocalCluster":
+        from dask.system import CPU_COUNT  # noqa: PLC0415 - as `_dask`
+
+        return _dask().LocalCluster(
             n_workers=self._settings.workers or CPU_COUNT,
             threads_per_worker=1,
             processes=True,
@@ -255,7 +259,7 @@ def on_devices(
         return
     with Workers(cluster, scratch) as workers:
         for item, result in workers.run(function, items, retries=0, gpu=device == "cuda"):
-            if isinstance(result, KilledWorker):
+            if isinstance(result, _dask().KilledWorker):
                 raise ClusterError(
                     f"{name(item)}: every worker of the cluster {cluster.where} that took it died: "
                     "look at their memory and logs, then run again; what is done stays"
@@ -263,6 +267,14 @@ def on_devices(
             if isinstance(result, Exception):
                 raise result
             yield item, result
+
+
+def _dask() -> ModuleType:
+    """Import `distributed`, which logs what a worker's end already says."""
+    import distributed  # noqa: PLC0415 - half a second, which an ingest without news does not need
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    return distributed
 
 
 def cluster_class(path: str) -> ClusterClass:

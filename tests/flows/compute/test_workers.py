@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -33,6 +34,21 @@ def test_a_home_that_a_database_url_cannot_name_is_refused(tmp_path, sign):
     with pytest.raises(homes.HomeError, match="choose another"):
         homes.enter(tmp_path / f"a{sign}b")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_ingest_without_news_imports_neither_dask_nor_torch(home):
+    script = "import sys, flows.ingest; print(*{'dask', 'distributed', 'torch'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("memory", ["much", "2 elephants"])
+def test_memory_that_is_no_size_is_refused(memory):
+    assert ClusterSettings(memory="1.5 GiB").memory == "1.5 GiB"
+    with pytest.raises(ValueError, match="memory"):
+        ClusterSettings(memory=memory)
 
 
 def test_patients_never_stand_among_phantoms(home, tmp_path):
@@ -131,8 +147,8 @@ def test_a_cluster_where_no_worker_comes_says_so(tmp_path, monkeypatch):
 
 
 def test_as_many_local_workers_as_this_process_may_use_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.compute.workers.CPU_COUNT", 3)
-    monkeypatch.setattr("flows.compute.workers.LocalCluster", lambda **arguments: arguments)
+    monkeypatch.setattr("dask.system.CPU_COUNT", 3)
+    monkeypatch.setattr("distributed.LocalCluster", lambda **arguments: arguments)
     with Workers(ClusterSettings(), tmp_path) as workers:
         assert workers._start_local()["n_workers"] == 3
 
