@@ -42,7 +42,7 @@ STAND_INS = {
     "hqinet down        # runs": "# runs",
     "scan .\nhqinet up": "scan .",
     "HQINET_HOME=/srv/ct hqinet": "HQINET_HOME={folder}/new/ct-home hqinet",
-    "new:/srv/": "{folder}/new/",
+    "new:/srv/ct": "{folder}/new/ct-home",
     "/srv/ct": "{folder}/ct-home",
     "$PWD/ct-home": "{folder}/ct-home",
     "/srv/": "{folder}/",
@@ -166,7 +166,7 @@ def reader(tiny_recipe, pair, tmp_path_factory) -> Iterator[Reader]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """That of a reader who has set what operate.md sets for receiver and sender."""
+    """That of a reader who has set what operate.md sets for the receiver."""
     outside = {
         name: value
         for name, value in os.environ.items()
@@ -178,7 +178,7 @@ def environment(folder: Path) -> dict[str, str]:
         port = free.getsockname()[1]
     return (
         outside
-        | dict(word.split("=", 1) for word in words if word.startswith("HQINET_"))
+        | dict(word.split("=", 1) for word in words if word.startswith("HQINET_RECEIVE"))
         | {
             "HOME": str(folder),
             "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
