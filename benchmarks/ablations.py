@@ -24,7 +24,8 @@ CHANGES = {
     "kernels as they are": ["sampling.kernels = [1.0, 1.0]"],
     "noise of one patient alone": ["sampling.mix_noise = false"],
     "estimates full dose": ['model.estimates = "full"'],
-    "absolute errors": ["loss.mse = 0.0", "loss.l1 = 1.0"],
+    "squared errors": ["loss.l1 = 0.0", "loss.mse = 1.0"],
+    "no lesions": ["sampling.lesions = 0"],
 }
 
 
