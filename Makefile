@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test documents lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/hqinet demo
@@ -12,6 +12,10 @@ demo: $(VENV)/installed
 # them, which makes its home and cohort once.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# Every block of commands in README and docs, run as a reader would: five to ten minutes.
+documents: $(VENV)/installed
+	$(BIN)/python -m pytest -m documents
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

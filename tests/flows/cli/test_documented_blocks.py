@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+# Under load a block of four commands, each of which imports torch, takes minutes.
+pytestmark = [pytest.mark.documents, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[3]
 OPERATE = ROOT / "docs" / "operate.md"
 DOCUMENTS = [
@@ -127,7 +129,7 @@ class Reader:
             capture_output=True,
             text=True,
             check=False,
-            timeout=280,
+            timeout=850,
         )
 
     def _place(self, document: str) -> Path:
