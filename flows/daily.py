@@ -18,7 +18,7 @@ from flows.operations.day import DayReport
 from flows.settings import Settings
 from hqinet.restoration.drift import Observed, drift
 from storage.dicom.index import Entry
-from storage.models.registry import CHAMPION
+from storage.models.versions import CHAMPION
 
 KEPT = Observed.model_fields.keys()
 """What of a record drift is judged by."""

@@ -30,7 +30,7 @@ from hqinet.report import page as report
 from storage.dataset.rows import Accepted
 from storage.dataset.versions import Snapshot
 from storage.ingest.cohort import SYNTHETIC
-from storage.models.registry import ModelVersion
+from storage.models.versions import ModelVersion
 from storage.provenance import code_version
 
 DEFAULTS = Settings()

@@ -13,7 +13,7 @@ from hqinet.report.page import SUMMARY
 from hqinet.report.summary import Summary, load_summary
 from storage.dataset.versions import Snapshot
 from storage.models.promotions import History
-from storage.models.registry import ModelVersion
+from storage.models.versions import ModelVersion
 from storage.provenance import code_version
 
 SPLIT = "test"
@@ -59,7 +59,7 @@ def champion(history: History | None = None) -> ModelVersion | None:
     if history.last_pass is None:
         return None
     number = history.last_pass.candidate
-    found = next((row for row in stores.registry().versions() if row.version == number), None)
+    found = next((row for row in stores.versions() if row.version == number), None)
     if found is None:
         raise PromotionError(
             f"version {number}, champion by the history of promotions, is in MLflow no more; "

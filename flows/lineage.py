@@ -11,7 +11,7 @@ from storage.provenance import code_version
 
 if TYPE_CHECKING:
     # MLflow takes seconds to import.
-    from storage.models.registry import ModelVersion
+    from storage.models.versions import ModelVersion
 
 PATIENTS = "training_patients"
 CHOSEN_ON = "validation_patients"

@@ -17,7 +17,7 @@ from hqinet.quality.policy import Policy, load_policy
 from storage.dataset.versions import Snapshot
 from storage.errors import Conflict
 from storage.models.promotions import Entry, History
-from storage.models.registry import CHAMPION, PREVIOUS, ModelVersion
+from storage.models.versions import CHAMPION, PREVIOUS, ModelVersion
 
 POLICY = Settings().policy
 
@@ -85,7 +85,7 @@ def rollback_promotion() -> PromoteResult:
     """Give the alias champion back to the version that had it before."""
     history = stores.promotions().read()
     *earlier, last = history.succession or [None]
-    there = {row.version for row in stores.registry().versions()}
+    there = {row.version for row in stores.versions()}
     target = next((version for version in reversed(earlier) if version in there), None)
     if target is None:
         raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
@@ -132,7 +132,7 @@ def repair() -> History:
     if not history.entries:
         return history
     last = history.last_pass
-    pointed = next((v.version for v in stores.registry().versions() if CHAMPION in v.aliases), None)
+    pointed = next((v.version for v in stores.versions() if CHAMPION in v.aliases), None)
     if last is not None and pointed != last.candidate:
         update_aliases()
     tag_verdict(history.entries[-1])

@@ -44,7 +44,7 @@ def shadow(
         quiet: Seconds without a change after which a study is taken.
         cluster: Where Dask runs.
     """
-    versions, standing = stores.registry().versions(), champion()
+    versions, standing = stores.versions(), champion()
     newest = versions[0].version if versions else None
     if standing is None or newest in {None, standing.version}:
         get_run_logger().info("no challenger: the newest version is the champion, or there is none")

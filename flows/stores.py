@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.operations import services
 from flows.settings import Settings
 from storage.dataset.versions import Dataset
 from storage.errors import DatasetError
@@ -11,7 +12,8 @@ from storage.models.promotions import Promotions
 
 if TYPE_CHECKING:
     from storage.dicom.index import SeriesIndex
-    from storage.models.registry import Owner, Registry
+    from storage.models.registry import Registry
+    from storage.models.versions import ModelVersion, Owner
 
 
 def dataset() -> Dataset:
@@ -33,9 +35,19 @@ def registry() -> "Registry":
     return Registry(uri, beside, settings.model, owner())
 
 
+def versions() -> "list[ModelVersion]":
+    """All model versions, newest first; where a server has them, in half the time of `registry`."""
+    # httpx takes as long to import as all that `dataset show` needs.
+    from storage.models.versions import served_versions  # noqa: PLC0415
+
+    server = _tracking_server()
+    served = None if server is None else served_versions(server, Settings().model, owner())
+    return registry().versions() if served is None else served
+
+
 def owner() -> "Owner | None":
     """The dataset whose models these are; None where there is none yet."""
-    from storage.models.registry import Owner  # noqa: PLC0415 - as above
+    from storage.models.versions import Owner  # noqa: PLC0415 - as above
 
     ours = dataset()
 
@@ -49,6 +61,15 @@ def owner() -> "Owner | None":
         return Owner(ours.identity, knows)
     except DatasetError:
         return None
+
+
+def _tracking_server() -> str | None:
+    """The MLflow server that the settings name, or that `hqinet up` keeps running."""
+    settings = Settings()
+    if settings.tracking_uri:
+        return settings.tracking_uri if settings.tracking_uri.startswith("http") else None
+    running = services.read(settings.home)
+    return running.mlflow or None if running is not None and running.is_up else None
 
 
 def promotions() -> Promotions:

@@ -14,7 +14,7 @@ from storage.dicom.archive import Destination, SeriesRecord
 from storage.dicom.derived import derived_uid
 from storage.dicom.statement import Statement, read_statement
 from storage.errors import SourceError
-from storage.models.registry import ModelVersion
+from storage.models.versions import ModelVersion
 
 FIGURES = ("psnr", "psnr_window", "ssim_window", "rmse_body")
 """Of an evaluation, the mean of each over the test patients is told."""
@@ -146,7 +146,7 @@ def _version(said: Statement) -> ModelVersion | None:
     return next(
         (
             row
-            for row in stores.registry().versions()
+            for row in stores.versions()
             if str(row.version) == said.model and row.run == said.lineage.get("run")
         ),
         None,

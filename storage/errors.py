@@ -37,6 +37,10 @@ class SplitError(StorageError):
     """A split that cannot be fixed by hand as it was asked."""
 
 
+class RegistryError(StorageError):
+    """Something asked of the registry that is not there."""
+
+
 class CollectionError(StorageError):
     """A public collection that does not hold what was asked for."""
 

@@ -23,7 +23,7 @@ def models(context: typer.Context, home: Home = homes.DEFAULT, as_json: Json = F
 
     rows = [
         {"version": row.version, "aliases": list(row.aliases), "run": row.run, **row.tags}
-        for row in stores.registry().versions()
+        for row in stores.versions()
     ]
     output.answer({"models": rows}, output.print_models, as_json=as_json)
 

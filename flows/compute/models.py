@@ -21,7 +21,8 @@ from hqinet.training.recipe import Recipe, load_recipe
 from storage.provenance import code_version, is_exact
 
 if TYPE_CHECKING:
-    from storage.models.registry import ModelVersion, Registry
+    from storage.models.registry import Registry
+    from storage.models.versions import ModelVersion
 
 STARTER = "starter"
 JOB = "run.json"
@@ -69,7 +70,7 @@ class Models:
         if self._asked == STARTER:
             return self._starter()
         # MLflow takes seconds to import, which the starter need not wait for.
-        from storage.models.registry import CHAMPION  # noqa: PLC0415
+        from storage.models.versions import CHAMPION  # noqa: PLC0415
 
         registry = stores.registry()
         versions = registry.versions()

@@ -29,7 +29,7 @@ from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
 from storage.dataset import upkeep
 from storage.errors import StorageError
-from storage.models.registry import CHAMPION
+from storage.models.versions import CHAMPION
 
 LEAST_SPACE = 10 * 2**30
 """Bytes: less is soon full of one cohort's volumes and a training's checkpoints."""
@@ -194,7 +194,7 @@ def dataset(_home: Path) -> Check:
 
 def models(_home: Path) -> Check:
     """The registry answers; who is champion."""
-    versions = stores.registry().versions()
+    versions = stores.versions()
     champion = next((row.version for row in versions if CHAMPION in row.aliases), None)
     if champion is None:
         found = f"{len(versions)} versions, no champion"

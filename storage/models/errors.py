@@ -6,11 +6,7 @@ from contextlib import contextmanager
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, UNAUTHENTICATED, ErrorCode
 
-from storage.errors import StorageError
-
-
-class RegistryError(StorageError):
-    """Something asked of the registry that is not there; one line that says what to do."""
+from storage.errors import RegistryError
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """MLflow: runs, registered model versions and their aliases."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +13,6 @@ import mlflow
 import numpy as np
 from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import (
@@ -23,17 +22,19 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
-from storage.models.errors import RegistryError, missing_run, refusal_of, registry_errors
+from storage.errors import RegistryError
+from storage.models.errors import missing_run, refusal_of, registry_errors
+from storage.models.versions import (
+    DATASET,
+    LOGGED,
+    MODEL,
+    ModelVersion,
+    Owner,
+    model_version,
+    require_own,
+)
 from storage.stores.servers import answers
 
-MODEL = "hqinet"
-"""Usual name of the registered model; its aliases are CHAMPION and PREVIOUS."""
-CHAMPION = "champion"
-PREVIOUS = "previous"
-DATASET = "dataset"
-"""Tag of a registered model: the identity of the dataset that its versions were trained on."""
-LOGGED = "logged_model"
-"""Tag of a version: the logged model whose page shows its metrics."""
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, -1, -1))]),
     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 1, -1, -1))]),
@@ -51,29 +52,6 @@ class DatasetInputs:
     url: str
     commit: int
     digest: str
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """A registered model version with the run and logged model behind it, its tags and aliases."""
-
-    version: int
-    run: str
-    logged: str
-    tags: dict[str, str]
-    aliases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The dataset that a registered model belongs to.
-
-    knows: whether a version of these tags was trained on the dataset, for registered models that
-        were made before they said whose they are.
-    """
-
-    identity: str
-    knows: Callable[[Mapping[str, str]], bool]
 
 
 class Registry:
@@ -242,20 +220,14 @@ class Registry:
         if not found:
             return []
         model = self._client.get_registered_model(self._name)
-        self._require_own(model, max(found, key=lambda row: int(row.version)).tags)
+        aliases = {name: int(at) for name, at in model.aliases.items()}
         rows = [
-            ModelVersion(
-                version=int(row.version),
-                run=row.run_id,
-                logged=row.tags.get(LOGGED, ""),
-                tags=dict(row.tags),
-                aliases=tuple(
-                    name for name, at in model.aliases.items() if int(at) == int(row.version)
-                ),
-            )
-            for row in found
+            model_version(int(row.version), row.run_id, dict(row.tags), aliases) for row in found
         ]
-        return sorted(rows, key=lambda row: -row.version)
+        rows.sort(key=lambda row: -row.version)
+        whose = f"{self._name!r} on {self._uri}"
+        require_own(self._owner, model.tags, rows[0].tags, whose)
+        return rows
 
     def version(self, which: str | int) -> ModelVersion:
         """The version of a number or alias, or the newest one for "latest"."""
@@ -300,22 +272,6 @@ class Registry:
         if self._owner is not None:
             with registry_errors():
                 self._client.set_registered_model_tag(self._name, DATASET, self._owner.identity)
-
-    def _require_own(self, model: RegisteredModel, newest: Mapping[str, str]) -> None:
-        """Raise RegistryError if the registered model is another dataset's.
-
-        newest: the tags of its newest version, by which a model without a tag is judged.
-        """
-        if self._owner is None:
-            return
-        stated = model.tags.get(DATASET)
-        if stated == self._owner.identity or (stated is None and self._owner.knows(newest)):
-            return
-        raise RegistryError(
-            f"the registered model {self._name!r} on {self._uri} belongs to another dataset"
-            f"{f' ({stated})' if stated else ''}, not to this one ({self._owner.identity}): give "
-            "this one's models a name of their own with HQINET_MODEL"
-        )
 
     def _experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(self._name)

@@ -230,7 +230,9 @@ def _content(table: DeltaTable, names: Sequence[str]) -> pa.Table:
     """
     query = QueryBuilder().register("rows", table)
     columns = ", ".join(f'"{name}"' for name in names)
-    return pa.table(query.execute(f"select {columns} from rows").read_all())  # noqa: S608 - our own names
+    rows = query.execute(f"select {columns} from rows")  # noqa: S608 - our own names
+    # `pa.table` would import pandas, to ask whether these are a frame.
+    return pa.RecordBatchReader.from_stream(rows).read_all()
 
 
 def _properties(note: Mapping[str, Any]) -> CommitProperties:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows import lineage
-from storage.models.registry import ModelVersion
+from storage.models.versions import ModelVersion
 
 MOST = 100_000
 """Characters that MLflow takes in a tag of a model version."""

@@ -18,7 +18,8 @@ from hqinet.restoration.export import load_built
 from hqinet.training.interrupts import TrainingError
 from hqinet.training.recipe import RecipeError, load_recipe
 from storage.dataset.versions import Dataset
-from storage.models.registry import DatasetInputs, RegistryError
+from storage.errors import RegistryError
+from storage.models.registry import DatasetInputs
 
 
 @pytest.fixture(scope="module")

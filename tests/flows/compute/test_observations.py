@@ -7,7 +7,7 @@ import pytest
 
 from flows.compute import observations
 from flows.compute.observations import Observations
-from storage.models.registry import RegistryError
+from storage.errors import RegistryError
 
 
 class Taker:

@@ -24,7 +24,9 @@ import yaml
 from flows import stores
 from flows.operations import api, server
 from flows.settings import require_known_variables
-from storage.models.registry import DatasetInputs, RegistryError
+from storage.errors import RegistryError
+from storage.models import versions
+from storage.models.registry import DatasetInputs
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -238,12 +240,42 @@ def test_a_model_lies_in_the_object_store_and_comes_back(as_worker, s3, tmp_path
     assert registry.model_file(registry.version(number), tmp_path).stat().st_size > 0
 
 
+def test_versions_are_read_from_a_server_without_mlflow(as_worker, monkeypatch):
+    registry = stores.registry()
+    first = registry.versions()[0]
+    registry.register(
+        registry.start("another", {}, DatasetInputs("s3://dataset", 1, "0" * 64)),
+        Middle().eval(),
+        np.zeros((2, 3, 16, 24), np.float32),
+        {"recipe": "another"},
+    )
+    registry.point(versions.CHAMPION, first.version)
+    # A server gives so many at once, and the next ones when it is asked again.
+    monkeypatch.setattr(versions, "_PAGE", 1)
+    listed = stores.versions()
+    assert [(row.tags["recipe"], row.aliases) for row in listed] == [
+        ("another", ()),
+        ("trial", (versions.CHAMPION,)),
+    ]
+    assert listed == registry.versions()
+    uri = os.environ["HQINET_TRACKING_URI"]
+    assert versions.served_versions(uri, "no-such-model", None) == []
+    with pytest.raises(RegistryError, match=r"belongs to another dataset \("):
+        versions.served_versions(uri, versions.MODEL, versions.Owner("other", lambda _: True))
+    alone = (
+        "from flows import stores; import sys; stores.versions(); print('mlflow' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", alone], check=True, capture_output=True, text=True)
+    assert said.stdout == "False\n"
+
+
 def test_a_wrong_password_is_one_line_that_says_what_to_set(as_worker, monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    with pytest.raises(RegistryError, match="refuses the password: set MLFLOW_TRACKING_USERNAME"):
-        stores.registry().versions()
+    for registry in (stores, stores.registry()):
+        with pytest.raises(RegistryError, match="password: set MLFLOW_TRACKING_USERNAME"):
+            registry.versions()
     monkeypatch.setenv(api.CLIENTS, "operator:wrong")
     with (
         temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),

@@ -3,7 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from storage.models.registry import DatasetInputs, Owner, Registry, RegistryError
+from storage.errors import RegistryError
+from storage.models.registry import DatasetInputs, Registry
+from storage.models.versions import Owner
 
 INPUTS = DatasetInputs("data/ct", 3, "0" * 64)
 

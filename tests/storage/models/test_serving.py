@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from storage.models.registry import CHAMPION, DatasetInputs, Registry
+from storage.models.registry import DatasetInputs, Registry
+from storage.models.versions import CHAMPION
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "serve.md"
 
