@@ -57,9 +57,10 @@ def main() -> None:
             performed.append(perform(pair, of, model))
     study = ask_observer(performed)
     print(f"observer, {study.places} places of {study.patients} patients:")
-    for question, answer in study.answers.items():
-        d = ", ".join(f"{name} {estimate(value)}" for name, value in answer.index.items())
-        print(f"  {question}: d' {d}; restored over low {estimate(answer.ratio)}")
+    for channels, answers in (("", study.answers), (", human channels", study.human)):
+        for question, answer in answers.items():
+            d = ", ".join(f"{name} {estimate(value)}" for name, value in answer.index.items())
+            print(f"  {question}{channels}: d' {d}; restored over low {estimate(answer.ratio)}")
 
 
 def estimate(of: Estimate) -> str:

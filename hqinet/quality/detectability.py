@@ -1,7 +1,9 @@
 """Can a low-contrast lesion be seen: a channelised Hotelling observer on slices with and without.
 
-Sources: Barrett et al. 1998 (Laguerre-Gauss channels), Wunderlich & Abbey 2015 (the observer for
-CT), Gallas 2003 (training and testing on different images).
+Sources: Barrett et al. 1998 (Laguerre-Gauss channels), Abbey & Barrett 2001 (channels that are
+differences of Gaussians, internal noise), Wunderlich & Abbey 2015 (the observer for CT), Gallas
+2003 (training and testing on different images). On the images of the FDA's LCD-CT toolbox it gives
+the toolbox's own indices: `benchmarks/observer.py`.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,15 @@ from scipy.special import eval_laguerre, ndtr
 
 Array = NDArray[np.float64]
 CHANNELS = 6
+"""Laguerre-Gauss channels."""
+BANDS = 3
+"""Difference-of-Gaussians channels: the sparse ones of Abbey & Barrett 2001, as the next three."""
+FIRST_BAND = 0.015
+"""SD of the narrowest, cycles a pixel."""
+NEXT_BAND = 2.0
+"""Each SD over the one before."""
+BAND_RATIO = 2.0
+"""SD of the wider Gaussian of a channel over that of the narrower one."""
 LEAST = 2
 """Images of a kind for each channel, without which a covariance cannot be estimated."""
 RESAMPLED = 400
@@ -54,6 +65,21 @@ def laguerre_gauss(size: int, width: float, count: int = CHANNELS) -> Array:
     square = 2 * np.pi * (axis[:, None] ** 2 + axis**2) / width**2
     shape = np.sqrt(2) / width * np.exp(-square / 2)
     return np.stack([(shape * eval_laguerre(j, square)).ravel() for j in range(count)])
+
+
+def difference_of_gaussians(size: int, pixel: float = 1.0) -> Array:
+    """Return radial difference-of-Gaussians channels (BANDS, size * size): bands of frequencies.
+
+    `exp(-(f / Q s)^2 / 2) - exp(-(f / s)^2 / 2)` at frequency f (Abbey & Barrett 2001), around the
+    middle of the image. `pixel`: side of a pixel over that of the display for which the bands are.
+    """
+    axis = np.fft.fftfreq(size)
+    square = (axis[:, None] ** 2 + axis**2) / pixel**2
+    spread = FIRST_BAND * NEXT_BAND ** np.arange(BANDS)[:, None, None]
+    bands = np.exp(-square / (BAND_RATIO * spread) ** 2 / 2) - np.exp(-square / spread**2 / 2)
+    to_middle = np.exp(-1j * np.pi * (size - 1) * axis)
+    channels = np.fft.ifft2(bands * to_middle[:, None] * to_middle).real
+    return channels.reshape(BANDS, -1)
 
 
 def detect(

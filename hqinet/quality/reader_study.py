@@ -1,8 +1,10 @@
 """What an observer makes of lesions in low, restored and full dose, over all patients.
 
-A channelised Hotelling observer (`hqinet.quality.detectability`) is asked whether a lesion is
-there, which of two sizes it has, and which of two contrasts. Places are the sample: they are drawn
-anew for the intervals, the same ones for every image.
+Two channelised Hotelling observers (`hqinet.quality.detectability`) are asked whether a lesion is
+there, which of two sizes it has, and which of two contrasts: one with Laguerre-Gauss channels and
+no noise of its own, which judges the image; one with the channels of human vision and
+INTERNAL_NOISE, which is nearer to a reader. Places are the sample: they are drawn anew for the
+intervals, the same ones for every image.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +20,14 @@ from hqinet.quality.detectability import (
     detectability_index,
     drawn_anew,
 )
-from hqinet.quality.tasks import IMAGES, LESIONS, Number, Tasks
+from hqinet.quality.tasks import (
+    DIFFERENCE_OF_GAUSSIANS,
+    IMAGES,
+    LAGUERRE_GAUSS,
+    LESIONS,
+    Number,
+    Tasks,
+)
 
 Array = NDArray[np.float64]
 QUESTIONS: Mapping[str, tuple[str, str]] = {
@@ -27,6 +36,8 @@ QUESTIONS: Mapping[str, tuple[str, str]] = {
     "contrast": ("lesion", "fainter"),
 }
 """Which two kinds of `hqinet.quality.tasks.LESIONS` the observer tells apart."""
+INTERNAL_NOISE = 1.0
+"""Of the observer with human channels: SD over that of what each channel sees."""
 
 
 class Estimate(BaseModel):
@@ -56,6 +67,7 @@ class ReaderStudy(BaseModel):
     places: int = 0
     patients: int = 0
     answers: dict[str, Answer] = Field({}, description="By question; empty with too few places.")
+    human: dict[str, Answer] = Field({}, description="Those of the observer with human channels.")
 
 
 def ask_observer(tasks: Iterable[Tasks]) -> ReaderStudy:
@@ -64,23 +76,38 @@ def ask_observer(tasks: Iterable[Tasks]) -> ReaderStudy:
     if not answers:
         return ReaderStudy()
     seen = {name: np.concatenate([one[name] for one in answers], axis=1) for name in IMAGES}
-    _, places, channels = seen["full"].shape
-    enough = places >= 2 * LEAST * channels
     return ReaderStudy(
-        places=places,
+        places=seen["full"].shape[1],
         patients=len(answers),
-        answers={name: _ask(seen, *kinds) for name, kinds in QUESTIONS.items()} if enough else {},
+        answers=_ask_all(seen, LAGUERRE_GAUSS, 0.0),
+        human=_ask_all(seen, DIFFERENCE_OF_GAUSSIANS, INTERNAL_NOISE),
     )
 
 
-def _ask(seen: Mapping[str, Array], one: str, other: str) -> Answer:
-    numbers = [list(LESIONS).index(kind) for kind in (one, other)]
+def _ask_all(
+    seen: Mapping[str, Array], channels: slice, internal_noise: float
+) -> dict[str, Answer]:
+    """The answers of an observer with these channels; none where it has too few places to learn."""
+    own = {name: kinds[..., channels] for name, kinds in seen.items()}
+    _, places, count = own["full"].shape
+    if places < 2 * LEAST * count:
+        return {}
+    return {name: _ask(own, kinds, internal_noise) for name, kinds in QUESTIONS.items()}
+
+
+def _ask(seen: Mapping[str, Array], asked: tuple[str, str], internal_noise: float) -> Answer:
+    numbers = [list(LESIONS).index(kind) for kind in asked]
     pairs = {name: [kinds[number] for number in numbers] for name, kinds in seen.items()}
     random = np.random.default_rng(0)
     drawn = [drawn_anew(len(pairs["full"][0]), random) for _ in range(RESAMPLED)]
-    value = {name: detectability_index(*kinds) for name, kinds in pairs.items()}
+    value = {name: detectability_index(*kinds, internal_noise) for name, kinds in pairs.items()}
     again = {
-        name: np.array([detectability_index(*(kind[places] for kind in kinds)) for places in drawn])
+        name: np.array(
+            [
+                detectability_index(*(kind[places] for kind in kinds), internal_noise)
+                for places in drawn
+            ]
+        )
         for name, kinds in pairs.items()
     }
     ratio = _estimate(value["restored"] / value["low"], again["restored"] / again["low"])

@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hqinet.quality.ceiling import share_of_ceiling
-from hqinet.quality.detectability import laguerre_gauss, lesion
+from hqinet.quality.detectability import (
+    BANDS,
+    CHANNELS,
+    difference_of_gaussians,
+    laguerre_gauss,
+    lesion,
+)
 from hqinet.quality.edge_response import CONTRASTS, edge_profiles, relative_sharpness
 from hqinet.quality.noise_spectrum import frequency_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, gradient, window, window_of
@@ -41,6 +47,12 @@ LESIONS: Mapping[str, tuple[float, float]] = {
     "fainter": (8.0, -30.0),
 }
 """Diameter in mm and contrast in HU; edges fall off over half a millimetre."""
+LAGUERRE_GAUSS = slice(0, CHANNELS)
+"""Of what the channels see of a place: those as wide as the lesions."""
+DIFFERENCE_OF_GAUSSIANS = slice(CHANNELS, CHANNELS + BANDS)
+"""Those of human vision."""
+DISPLAYED_MM = 0.7
+"""Pixel of the display that their bands are for."""
 SOFT = (-20.0, 150.0)
 """HU of the smoothed full dose all around a place."""
 FLAT = 9
@@ -86,7 +98,7 @@ class Tasks:
     """What was measured of one patient.
 
     Attributes:
-        answers: of the observer's channels, by image: (kinds of LESIONS, places, channels), HU mm.
+        answers: of the observers' channels, by image: (kinds of LESIONS, places, channels).
         profiles: across the edges of a contrast, in the restored image and in full dose.
         example: one place, by image: (without, with a lesion; rows, columns) HU; empty without any.
     """
@@ -201,7 +213,12 @@ def _answers(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """What the channels see at each place with each of LESIONS, and one place as an example."""
     side = round(REGION_MM / pixel)
-    channels = laguerre_gauss(side, 1.5 * LESIONS["lesion"][0] / pixel) * pixel
+    channels = np.concatenate(
+        [
+            laguerre_gauss(side, 1.5 * LESIONS["lesion"][0] / pixel) * pixel,
+            difference_of_gaussians(side, pixel / DISPLAYED_MM),
+        ]
+    )
     drawn = {
         kind: torch.from_numpy(lesion(side, pixel, diameter=d, contrast=c, edge=0.5)).float()
         for kind, (d, c) in LESIONS.items()

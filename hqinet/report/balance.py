@@ -73,6 +73,9 @@ def _judged(question: str, study: ReaderStudy) -> tuple[str, str]:
     if ratio.value is None or ratio.low is None or ratio.high is None:
         return "unchanged", f"{task}: cannot be measured."
     words = f"{ratio.value:.2f} times as well as in low dose ({ratio.low:.2f} to {ratio.high:.2f})"
+    human = study.human.get(question)
+    if human is not None and human.ratio.value is not None:
+        words += f", {human.ratio.value:.2f} times by an observer with human channels"
     if ratio.low > 1:
         return "gained", f"{task}: {words}."
     if ratio.high < 1:

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from hqinet.quality.detectability import detect, laguerre_gauss, lesion
+from hqinet.quality.detectability import (
+    detect,
+    difference_of_gaussians,
+    laguerre_gauss,
+    lesion,
+)
 
 SIZE, WIDTH, COUNT = 24, 9.0, 400
 
@@ -47,6 +52,23 @@ def test_internal_noise_makes_the_observer_worse_by_what_it_adds() -> None:
 def test_channels_are_orthonormal() -> None:
     channels = laguerre_gauss(64, 12.0)
     np.testing.assert_allclose(channels @ channels.T, np.eye(6), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [64, 65])
+def test_bands_are_differences_of_gaussians_in_frequency_and_round(size: int) -> None:
+    narrow, _, wide = difference_of_gaussians(size).reshape(3, size, size)
+    for channel in (narrow, wide):
+        np.testing.assert_allclose(channel, channel.T, atol=1e-12)
+        np.testing.assert_allclose(channel, channel[::-1], atol=1e-6)
+    # The sum of a channel is what it makes of a flat image: nothing.
+    assert abs(wide.sum()) < 1e-9
+    step = 2 / size
+    waves = np.cos(2 * np.pi * step * (np.arange(size) - (size - 1) / 2))
+    expected = np.exp(-((step / 0.12) ** 2) / 2) - np.exp(-((step / 0.06) ** 2) / 2)
+    assert (wide * waves).sum() == pytest.approx(expected, rel=1e-3)
+    half = difference_of_gaussians(size, 0.5).reshape(3, size, size)[2]
+    expected = np.exp(-((2 * step / 0.12) ** 2) / 2) - np.exp(-((2 * step / 0.06) ** 2) / 2)
+    assert (half * waves).sum() == pytest.approx(expected, rel=1e-3)
 
 
 def test_lesions_have_their_contrast_and_diameter() -> None:

@@ -128,6 +128,10 @@ def test_an_observer_sees_what_is_kept_and_not_what_is_erased(tmp_path):
     assert low.low < low.value < low.high
     assert detection.ratio.value > 0.8
     assert erased.answers["detection"].ratio.high < 0.5
+    assert erased.human["detection"].ratio.high < 0.5
+    # Half of the variance is the second observer's own, and it has fewer channels.
+    ours, human = (of["detection"].index["low"].value for of in (kept.answers, kept.human))
+    assert 0.4 * ours < human < 0.8 * ours
     assert abs(erased.answers["detection"].index["restored"].value) < 0.5
 
 
