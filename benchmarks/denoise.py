@@ -27,7 +27,8 @@ from hqinet.intensity import HU_RANGE, denormalise, normalise
 from hqinet.noise import noise_level
 from hqinet.quality.reference import find_body
 from hqinet.restoration.export import load_built, load_exported
-from hqinet.restoration.restore import HUModel, read_windows, rounded
+from hqinet.restoration.precision import mixed
+from hqinet.restoration.restore import HUModel, Restorer, read_windows, rounded
 from hqinet.restoration.starter import RECIPE, required_starter
 from hqinet.restoration.tiles import within_memory
 from hqinet.training.recipe import load_recipe
@@ -67,7 +68,7 @@ def main() -> None:
         cold(options.series)
 
 
-def built() -> torch.nn.Module:
+def built() -> Restorer:
     """The starter as the project runs it."""
     network = load_built(required_starter(), load_recipe(RECIPE).model, dose=None)
     assert network is not None
@@ -85,7 +86,7 @@ def loading() -> None:
         print(f"loading, {name}: {time.process_time() - start:.2f} s")
 
 
-def ways(network: torch.nn.Module, low: np.ndarray) -> None:
+def ways(network: Restorer, low: np.ndarray) -> None:
     """Print seconds of a core for a slice, and the error, of all ways to run the network."""
     windows = torch.from_numpy(read_windows(low, 1, 4)).float()
     one = windows[:1]
@@ -102,6 +103,7 @@ def ways(network: torch.nn.Module, low: np.ndarray) -> None:
     for name, make in {
         "eager, contiguous": lambda: built().to(memory_format=torch.contiguous_format),
         "eager, channels last (the project)": lambda: network,
+        "mixed, channels last (the project, with bf16 instructions)": lambda: mixed(network),
         "bf16 autocast, channels last": lambda: bf16,
         "torch.compile": lambda: torch.compile(network, dynamic=False),
         "torch.compile, bf16": lambda: torch.compile(bf16, dynamic=False),

@@ -90,6 +90,11 @@ def memory() -> Path:
     return Settings().home.absolute() / "scan"
 
 
+def precisions() -> Path:
+    """The folder for what was measured of models on machines."""
+    return Settings().home.absolute() / "precision"
+
+
 def scratch() -> Path:
     """A folder for what is under construction."""
     folder = Settings().scratch

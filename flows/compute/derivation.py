@@ -54,6 +54,8 @@ def derivation_of(used: UsedModel, settings: DenoiseSettings, record: SeriesReco
         f"Noise reduction by HQINet, model {used.name} ({used.identity[:12]}), strength "
         f"{settings.strength:g}, input taken for {settings.dose or USUAL_DOSE:.0%} of full dose."
     )
+    if record.precision == "mixed":
+        text += " Small maps were computed in bf16."
     if record.warnings:
         text += " Outside the training data: " + "; ".join(record.warnings) + "."
     said = {name: value for name, value in used.lineage.items() if not name.endswith("patients")}

@@ -9,12 +9,15 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
+import torch
+
 from flows import lineage, stores
 from flows.compute.envelopes import ENVELOPE
 from hqinet.devices import pick_device
 from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.envelope import Envelope
 from hqinet.restoration.export import load_built, load_exported
+from hqinet.restoration.precision import Precision, mixed
 from hqinet.restoration.restore import HUModel
 from hqinet.restoration.starter import RECIPE, required_starter, starter_envelope
 from hqinet.training.recipe import Recipe, load_recipe
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 STARTER = "starter"
 JOB = "run.json"
 """Artifact of a run that `hqinet train` made: what was trained, and by which recipe."""
-_LOADED: dict[tuple[str, str, float | None], HUModel] = {}
+_LOADED: dict[tuple[str, str, float | None, Precision], HUModel] = {}
 _LOADING = Lock()
 
 
@@ -113,16 +116,27 @@ def _network_of(registry: "Registry", version: "ModelVersion", folder: Path) -> 
     return Recipe.model_validate(json.loads(file.read_text("utf-8"))["recipe"]).model
 
 
-def load(used: UsedModel, dose: float | None, device: str) -> HUModel:
+def load(
+    used: UsedModel, dose: float | None, device: str, precision: Precision = "float32"
+) -> HUModel:
     """The model as a function from HU to HU; loaded once in this process."""
-    key = used.identity, device, dose
+    key = used.identity, device, dose, precision
     with _LOADING:
         if key not in _LOADED:
-            chosen, model = pick_device(device), None
-            if used.network is not None:
-                model = load_built(used.file, used.network, chosen, dose=dose)
-            _LOADED[key] = model or load_exported(used.file, chosen, dose=dose)
+            _LOADED[key] = _read(used, dose, pick_device(device), precision)
         return _LOADED[key]
+
+
+def _read(
+    used: UsedModel, dose: float | None, device: torch.device, precision: Precision
+) -> HUModel:
+    """The model from its file; in float32 where there is no other way of it."""
+    built = None
+    if used.network is not None:
+        built = load_built(used.file, used.network, device, dose=dose)
+    if built is None:
+        return load_exported(used.file, device, dose=dose)
+    return (mixed(built) if precision == "mixed" else None) or built
 
 
 def load_ahead(model: str, dose: float | None, device: str) -> Thread:

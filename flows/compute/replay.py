@@ -94,7 +94,7 @@ def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> t
         low, words = decoded(found.root, series, Path(folder))
         chosen = pick_device(device)
         blocks = rounded(
-            load(used, options["dose"], device),
+            load(used, options["dose"], device, record.precision),
             low,
             device=chosen,
             strength=options["strength"],

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from flows.compute.derivation import derivation_of, new_record
 from flows.compute.envelopes import facts_of
 from flows.compute.models import UsedModel, load
+from flows.compute.precision import precision_for
 from flows.settings import DenoiseSettings
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
@@ -186,20 +187,22 @@ def restore_series(
 
     advance: told how many slices were restored, each time.
     """
-    begun, place = monotonic(), prepared.place
+    begun, place, settings = monotonic(), prepared.place, request.settings
     said = prepared.about | {"folder": str(place.final)}
-    with prepared.scratch, place.begin(prepared.record) as record:
+    precision = precision_for(prepared.used, settings.dose, settings.device, prepared.low)
+    record = prepared.record.model_copy(update={"precision": precision})
+    with prepared.scratch, place.begin(record) as record:
         try:
             restored = _restored(request, prepared, record, advance)
             removal = judge_removal(prepared.low, restored)
-            code, objections = "not_noise", objections_to(removal, request.settings)
+            code, objections = "not_noise", objections_to(removal, settings)
             record = record.model_copy(update={"measured": record.measured | removed_of(removal)})
         except HqinetError as error:
             code, objections = "not_restored", [str(error)]
         seconds = round(monotonic() - begun, 2)
         done = record.model_copy(update={"seconds": seconds})
         if objections:
-            limits = removal_limits(request.settings).model_dump_json()
+            limits = removal_limits(settings).model_dump_json()
             judged = {"quarantined": objections, "code": code, "limits": limits}
             place.quarantine(done.model_copy(update=judged))
             said |= {"folder": "", "code": code, "reasons": objections, "seconds": seconds}
@@ -222,7 +225,7 @@ def _restored(
     file = Path(prepared.scratch.name) / "restored.npy"
     restored = np.lib.format.open_memmap(file, mode="w+", dtype=np.int16, shape=low.shape)
     blocks = rounded(
-        load(prepared.used, settings.dose, settings.device),
+        load(prepared.used, settings.dose, settings.device, record.precision),
         low,
         device=pick_device(settings.device),
         batch=settings.batch,

@@ -4,7 +4,7 @@ import copy
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from hqinet.networks.hqinet import build
 from hqinet.networks.recipe import ModelRecipe
 from hqinet.restoration.restore import HUModel, Restorer
 
+Module = TypeVar("Module", bound=nn.Module)
 USUAL_DOSE = 0.25
 """Dose of the low-dose series of the published cohorts, for whoever does not say."""
 
@@ -79,7 +80,7 @@ def load_exported(
 
 def load_built(
     path: Path, recipe: ModelRecipe, device: torch.device | str = "cpu", *, dose: float | None
-) -> HUModel | None:
+) -> Restorer | None:
     """As `load_exported`, of a network that this version of the project builds: the same pixels.
 
     The weights are the file's, the graph is not read: to parse its symbolic shapes takes seconds.
@@ -124,7 +125,7 @@ def _weight(content: bytes, entry: dict[str, Any]) -> Tensor:
     return values.as_strided(sizes, strides, about["storage_offset"]["as_int"]).clone()
 
 
-def _ready(module: nn.Module, dose: float | None) -> HUModel:
+def _ready(module: Module, dose: float | None) -> Module:
     """Set the dose, and bring the weights into the order of memory that computes fastest."""
     removed = getattr(module, "removed", None)
     if dose is not None and removed is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
@@ -37,6 +37,7 @@ class SeriesRecord(BaseModel):
         begun: when its restoration began first, which a restoration that was killed keeps.
         compression: as in `storage.dicom.derived.SYNTAXES`; None: none.
         software: version of the code.
+        precision: in which the model computed; a restoration that was killed keeps it, too.
         instances: how many there are; 0 while they are not.
         seconds: that it took.
         warnings: why it lies outside of what the model was trained on.
@@ -58,6 +59,7 @@ class SeriesRecord(BaseModel):
     options: str
     compression: str | None = None
     software: str
+    precision: Literal["float32", "mixed"] = "float32"
     begun: datetime
     instances: int = 0
     seconds: float = 0.0
@@ -127,15 +129,16 @@ class Destination:
     def begin(self, record: SeriesRecord) -> Iterator[SeriesRecord]:
         """Note that the restoration begins, and keep every other process out of it meanwhile.
 
-        Yields the record with the time of the first attempt, if that was killed. A draft that is
-        not finished is removed.
+        Yields the record with the time and precision of the first attempt, if that was killed, so
+        that the same bytes come out. A draft that is not finished is removed.
 
         Raises:
             StoreError: another process restores this series into this folder.
         """
         before = self.record()
         if before is not None and before.source == record.source:
-            record = record.model_copy(update={"begun": before.begun})
+            kept = {"begun": before.begun, "precision": before.precision}
+            record = record.model_copy(update=kept)
         with self._own_draft():
             files.write(self._record, record.text())
             try:
