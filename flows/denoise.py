@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
 from flows import events
-from flows.compute.sources import DenoiseResult, line_of, restore_source
+from flows.compute.sources import DenoiseResult, identified, line_of, restore_source
 from flows.operations.journal import note
 from flows.settings import ClusterSettings, DenoiseSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
@@ -44,7 +44,10 @@ def _ending(result: DenoiseResult) -> tuple[str | None, str]:
     for name, outcome in ((QUARANTINED, "quarantined"), (REFUSED, "refused")):
         rows = [row for row in result.series if row.outcome == outcome]
         if rows:
-            return name, f"{len(rows)} series {outcome}, the first: {line_of(rows[0])}"
+            return (
+                name,
+                f"{len(rows)} series {outcome}, the first: {line_of(rows[0], identified(rows[0]))}",
+            )
     return None, ""
 
 
@@ -64,7 +67,10 @@ def _publish(result: DenoiseResult) -> None:
     if result.series:
         create_table_artifact(
             [
-                row.model_dump(include={"description", "outcome", "reasons"})
+                {
+                    "series": identified(row),
+                    **row.model_dump(include={"outcome", "code", "reasons"}),
+                }
                 for row in result.series
             ],
             key="denoise",

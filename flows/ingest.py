@@ -15,7 +15,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import opaque
 
-from flows import events, stores
+from flows import stores
+from flows.commit_news import CommitNews
 from flows.compute.workers import Workers
 from flows.settings import ClusterSettings, IngestSettings, Settings
 from flows.states import REFUSED, ended
@@ -54,16 +55,18 @@ def ingest(
     """
     opened = opaque(open_delivery(_hidden.get(source, Path(source)), cohort, settings))
     before = stores.dataset().snapshot().commit
+    news = CommitNews(stores.announced(), stores.dataset())
+    news.begin()
     with Workers(cluster, stores.scratch()) as workers:
         # Opaque: Prefect would look for futures in every slice of every patient.
         found = opaque(inventory(opened, workers))
         planned = opaque(plan(opened, found))
         rows = opaque(convert(opened, planned, workers, settings.retries))
     merged = merge(opened, found, planned, rows)
+    news.tell()
     publish(merged)
     if merged.commit == before:
         return merged
-    announce_commit(merged)
     return ended(merged, REFUSED if merged.refused else None, refusals_in_a_line(merged))
 
 
@@ -201,13 +204,6 @@ def merge(
 ) -> Outcome:
     """Decide on the latest commit what changes, and commit it; again if another came first."""
     return outcome.merge(opened, found, planned, rows)
-
-
-def announce_commit(merged: Outcome) -> None:
-    """Emit the event that a training waits for."""
-    new = [row for row in merged.accepted if row.patient not in merged.changed]
-    trained_on = sum(row.split == "train" for row in new)
-    events.dataset_committed(stores.dataset().identity, merged.commit, trained_on)
 
 
 def refusals_in_a_line(merged: Outcome) -> str:

@@ -66,12 +66,12 @@ def show_patient(patient: str, model: str) -> Image.Image:
 
 def show_series(path: Path) -> Image.Image:
     """A slice of a derived series beside its source, which has to lie where it lay."""
-    files = sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
+    files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
     if not files:
         raise ShowError(f"{path} holds no derived series: give the folder that its UID names")
-    at = len(files) // 2 if path.is_dir() else files.index(path)
-    said = read_statement(files[at])
-    record = record_of(said, files[at].parent)
+    file = files[len(files) // 2]
+    said = read_statement(file)
+    record = record_of(said, file.parent)
     if record is None:
         raise ShowError(f"{path}: where its source lies is not known: its record is missing")
     with opened(Path(record.source_path), stores.scratch()) as place:
@@ -79,7 +79,13 @@ def show_series(path: Path) -> Image.Image:
         if found is None:
             raise ShowError(f"the source of {path} lies at {record.source_path} no more")
         series = order(found.headers, LEAST_SLICES)
+        instance = {header.path: header.instance for header in found.headers}
+        at = next(
+            index
+            for index, item in enumerate(series.slices)
+            if (instance[item.path], item.frame) == (said.source_instance, said.frame)
+        )
         low = next(iter(HuDecoder(found.root, series.crop(at, at + 1))))
         header = found.headers[0]
         anatomy = cohort.anatomy(CohortRules(), header.patient_id, header.body_part)
-    return panel(low, read_hu(files[at]), None, anatomy)
+    return panel(low, read_hu(file), None, anatomy)

@@ -95,6 +95,11 @@ def precisions() -> Path:
     return Settings().home.absolute() / "precision"
 
 
+def announced() -> Path:
+    """The folder for what was told of datasets."""
+    return Settings().home.absolute() / "announced"
+
+
 def scratch() -> Path:
     """A folder for what is under construction."""
     folder = Settings().scratch

@@ -9,6 +9,8 @@ from flows import lineage, stores
 from flows.compute.models import STARTER
 from flows.compute.replay import Replayed, derived_folders, replay_series
 from flows.evaluations import SPLIT, stored_summary
+from flows.operations import journal
+from flows.settings import Settings
 from hqinet.restoration.starter import starter_card, starter_lineage
 from storage.dicom.archive import Destination, SeriesRecord
 from storage.dicom.derived import derived_uid
@@ -56,6 +58,8 @@ class Recalled(BaseModel):
     folder: str
     present: bool
     """Whether it still lies there."""
+    sent: list[str]
+    """Destinations that took it."""
 
 
 def explain(file: Path) -> Explanation:
@@ -123,7 +127,18 @@ def replay(place: Path, device: str) -> list[Replayed]:
 
 
 def recall(model: str) -> list[Recalled]:
-    """Every series that a version has made from this home, and where it was written."""
+    """Every series that a version has made from this home, and where it was written and sent.
+
+    Args:
+        model: a version, an alias, or starter.
+
+    Raises:
+        RegistryError: nothing here was made by it, and the registry does not know it.
+    """
+    entries = list(stores.restored().entries())
+    if model != STARTER and all(entry.record.model != model for entry in entries):
+        model = str(stores.registry().version(model).version)
+    sent = journal.destinations(Settings().home.absolute())
     return [
         Recalled(
             series=entry.record.series,
@@ -133,8 +148,9 @@ def recall(model: str) -> list[Recalled]:
             begun=entry.record.begun.isoformat(timespec="seconds"),
             folder=entry.folder,
             present=Path(entry.folder).is_dir(),
+            sent=sorted(sent.get(entry.record.series, ())),
         )
-        for entry in stores.restored().entries()
+        for entry in entries
         if entry.record.model == model
     ]
 

@@ -55,7 +55,7 @@ def print_recalled(result: dict[str, Any]) -> None:
     """Where the series of a model lie."""
     print_table(
         f"Series made by model {result['model']}",
-        ("series", "made of", "begun", "folder", "there"),
+        ("series", "made of", "begun", "folder", "there", "sent to"),
         (
             [
                 row["series"],
@@ -63,6 +63,7 @@ def print_recalled(result: dict[str, Any]) -> None:
                 row["begun"],
                 row["folder"],
                 "yes" if row["present"] else "no",
+                ", ".join(row["sent"]),
             ]
             for row in result["series"]
         ),

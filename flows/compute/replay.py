@@ -23,7 +23,7 @@ from storage.dicom.series import order
 from storage.dicom.source_images import SourceImage, changed_values, source_images
 from storage.dicom.statement import Statement, read_statement
 from storage.dicom.stored_words import decoded
-from storage.errors import SourceError
+from storage.errors import SourceError, StorageError
 from storage.refusals import Refusal
 
 
@@ -70,7 +70,7 @@ def replay_series(files: Sequence[Path], record: SeriesRecord | None, device: st
         return Replayed(outcome="cannot be replayed", reason=reason, **about)
     try:
         differing, largest = _compared(said, record, device)
-    except (SourceError, ReplayError, Refusal, HqinetError) as error:
+    except (StorageError, ReplayError, Refusal, HqinetError) as error:
         return Replayed(outcome="cannot be replayed", reason=str(error), **about)
     outcome = "differs" if differing else "same"
     return Replayed(outcome=outcome, differing=differing, largest=largest, **about)

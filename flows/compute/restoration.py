@@ -1,5 +1,7 @@
 """One series restored: read, restored, written, judged; whole or not at all, or a reason."""
 
+import errno
+import logging
 import os
 import re
 import tempfile
@@ -11,6 +13,7 @@ from time import monotonic
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -33,10 +36,13 @@ from storage.dicom.limits import Limits
 from storage.dicom.series import Series, order
 from storage.dicom.source_images import changed_values, source_images
 from storage.dicom.stored_words import StoredWords, decoded
+from storage.errors import StorageError
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules, Role, read_cohort_file
 from storage.refusals import Refusal
 
+logger = logging.getLogger("hqinet.restoration")
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LEAST_SLICES = Limits(min_slices=1)
 """A restoration needs no neighbours: a single slice is a series, too."""
 
@@ -132,10 +138,24 @@ def prepare(request: Request, found: FoundSeries, used: UsedModel) -> Prepared |
         series = order(found.headers, LEAST_SLICES)
         said["slices"] = len(series.slices)
         return _prepared(request, found, series, used, said)
-    except Refusal as refusal:
-        return SeriesOutcome(
-            outcome="refused", code=str(refusal.code), reasons=[refusal.reason], **said
-        )
+    except Exception as error:  # noqa: BLE001 - one series ends no other
+        return _refused(error, said)
+
+
+def _refused(error: Exception, said: dict[str, Any]) -> SeriesOutcome:
+    """The outcome of a series that cannot be read or written; raises what is of the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, OSError) and error.errno in _OF_THE_DISK
+    ):
+        raise error
+    if isinstance(error, Refusal):
+        code, reason = str(error.code), error.reason
+    elif isinstance(error, StorageError | HqinetError):
+        code, reason = "not_restored", str(error)
+    else:
+        code, reason = "not_restored", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        logger.error("series %s", said["source_series"], exc_info=error)
+    return SeriesOutcome(outcome="refused", **said | {"code": code, "reasons": [reason]})
 
 
 def _prepared(
@@ -147,7 +167,7 @@ def _prepared(
     place = Destination(request.target, record.series)
     said["series"] = record.series
     if place.is_done(digest, settings.compress):
-        return SeriesOutcome(outcome="done before", folder=str(place.final), **said)
+        return _done_before(place, settings, said)
     before = place.quarantined(digest, removal_limits(settings).model_dump_json())
     if before is not None and not (before.warnings and settings.strict):
         said |= {"reasons": before.quarantined, "code": before.code}
@@ -172,6 +192,17 @@ def _prepared(
     return Prepared(found, series, used, place, record, low, words, scratch, said)
 
 
+def _done_before(
+    place: Destination, settings: DenoiseSettings, said: dict[str, Any]
+) -> SeriesOutcome:
+    """A series that is there already, with what was said of it then."""
+    done = place.record()
+    said |= {} if done is None else done.model_dump(include={"warnings", "unjudged"})
+    if settings.strict and said.get("warnings"):
+        return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
+    return SeriesOutcome(outcome="done before", folder=str(place.final), **said)
+
+
 def source_path(source: Path, found: FoundSeries) -> str:
     """Where a series can be found again: a zip or file, or the folder that holds its files."""
     if not source.is_dir():
@@ -187,11 +218,21 @@ def restore_series(
 
     advance: told how many slices were restored, each time.
     """
+    with prepared.scratch:
+        try:
+            return _restored_or_not(request, prepared, advance)
+        except Exception as error:  # noqa: BLE001 - one series ends no other
+            return _refused(error, prepared.about)
+
+
+def _restored_or_not(
+    request: Request, prepared: Prepared, advance: Callable[[int], None]
+) -> SeriesOutcome:
     begun, place, settings = monotonic(), prepared.place, request.settings
     said = prepared.about | {"folder": str(place.final)}
     precision = precision_for(prepared.used, settings.dose, settings.device, prepared.low)
     record = prepared.record.model_copy(update={"precision": precision})
-    with prepared.scratch, place.begin(record) as record:
+    with place.begin(record) as record:
         try:
             restored = _restored(request, prepared, record, advance)
             removal = judge_removal(prepared.low, restored)

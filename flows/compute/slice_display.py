@@ -25,6 +25,8 @@ class SliceDisplay:
         )
         self._task = self._bar.add_task("restoring", total=slices, rate="")
         self._done, self._left, self._started = 0, slices, monotonic()
+        self.is_seen = console.is_terminal
+        """Whether a person sees it: elsewhere it stands in a log."""
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -73,7 +73,8 @@ def restore_source(
             ended = restored(request, chosen, cluster, display)
             for number, outcome in enumerate(ended, 1):
                 outcomes.append(outcome)
-                display.announce(f"{number}/{len(chosen)} {line_of(outcome)}")
+                name = described(outcome) if display.is_seen else identified(outcome)
+                display.announce(f"{number}/{len(chosen)} {line_of(outcome, name)}")
     return DenoiseResult(destination=str(target), series=outcomes)
 
 
@@ -140,9 +141,18 @@ def _unreadable(header: FileHeader) -> SeriesOutcome:
     )
 
 
-def line_of(outcome: SeriesOutcome) -> str:
+def described(outcome: SeriesOutcome) -> str:
+    """What a person at the terminal knows a series by."""
+    return outcome.description or outcome.source
+
+
+def identified(outcome: SeriesOutcome) -> str:
+    """What a log may know it by: descriptions are free text, folders are called after people."""
+    return outcome.source_series or Path(outcome.source).name
+
+
+def line_of(outcome: SeriesOutcome, name: str) -> str:
     """What became of a series, in a line."""
-    name = outcome.description or outcome.source
     line = f"{name}: {outcome.outcome}"
     if outcome.seconds:
         line += f", {outcome.slices} slices in {outcome.seconds:.1f} s"

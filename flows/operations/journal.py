@@ -6,6 +6,7 @@ UIDs, numbers, AE titles and words of ours: no name of a person, and no path, wh
 
 import json
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -45,3 +46,18 @@ def note(home: Path, series: str, step: Step, **facts: str | float | None) -> No
             out.write(json.dumps(line | {"step": step} | facts) + "\n")
     except OSError as error:
         logger.warning("%s: %s", file, error)
+
+
+def destinations(home: Path) -> dict[str, set[str]]:
+    """Where each derived series was sent, by its SeriesInstanceUID."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((home / FOLDER).glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            if '"sent"' not in line:
+                continue
+            # A line that a power cut left half written says nothing.
+            with suppress(ValueError, KeyError):
+                said = json.loads(line)
+                if said["step"] == "sent":
+                    found.setdefault(said["derived"], set()).add(said["destination"])
+    return found

@@ -6,6 +6,7 @@ Everything that is not named here is copied from the source. Attributes follow D
 
 import copy
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -164,9 +165,12 @@ def _of_dropped_group(group: int) -> bool:
 
 
 def _describe_pixels(image: Dataset, source: SourceImage, values: NDArray[np.integer]) -> None:
-    bits = source.item.stored.bits
     image.Rows, image.Columns = values.shape
     image.BitsAllocated = 8 * values.dtype.itemsize
+    bits = source.item.stored.bits
+    if not _fit(values, bits):
+        # Padding may lie outside of the bits that are in use, and whoever reads would mask it.
+        bits = image.BitsAllocated
     image.BitsStored, image.HighBit = bits, bits - 1
     image.PixelRepresentation = int(values.dtype.kind == "i")
     image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -174,6 +178,12 @@ def _describe_pixels(image: Dataset, source: SourceImage, values: NDArray[np.int
         image.RescaleType = "HU"
     image.PixelData = values.astype(values.dtype.newbyteorder("<")).tobytes()
     image["PixelData"].VR = "OW"
+
+
+def _fit(values: NDArray[np.integer], bits: int) -> bool:
+    signed = values.dtype.kind == "i"
+    least, most = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    return bool(least <= values.min() and values.max() <= most)
 
 
 def _describe_image(image: Dataset, source: SourceImage, derivation: Derivation) -> None:
@@ -205,7 +215,9 @@ def _date_and_time(image: Dataset, derivation: Derivation) -> tuple[str, str]:
     offset = str(image.get("TimezoneOffsetFromUTC") or "")
     time = derivation.time
     if offset:
-        time = time.astimezone(datetime.strptime(offset, "%z").tzinfo)
+        # One that is no offset says nothing: the time is that of this machine's zone.
+        with suppress(ValueError):
+            time = time.astimezone(datetime.strptime(offset, "%z").tzinfo)
     return time.strftime("%Y%m%d"), time.strftime("%H%M%S")
 
 
@@ -213,11 +225,19 @@ def _describe_series(
     image: Dataset, source: SourceImage, derivation: Derivation, references: Dataset
 ) -> None:
     image.SeriesInstanceUID = derivation.series
-    image.SeriesNumber = int(source.header.get("SeriesNumber") or 0) + NUMBER_OFFSET
+    image.SeriesNumber = _series_number(source.header) + NUMBER_OFFSET
     name = f"HQINet {derivation.model} {text(source.header, 'SeriesDescription')}"
     image.SeriesDescription = name.strip()[:_DESCRIPTION_LENGTH]
     image.SeriesDate, image.SeriesTime = _date_and_time(image, derivation)
     image.ReferencedSeriesSequence = Sequence([references])
+
+
+def _series_number(header: Dataset) -> int:
+    """The source's number, the first where it has several; 0 for what is none."""
+    try:
+        return int(text(header, "SeriesNumber"))
+    except (TypeError, ValueError):
+        return 0
 
 
 def _describe_equipment(image: Dataset, source: SourceImage, derivation: Derivation) -> None:

@@ -1,14 +1,17 @@
 """A folder, a zip or a file -> the series in it, whatever the layout."""
 
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from storage.dicom.headers import FileHeader, read_header
+from storage.dicom.headers import FileHeader, read_header, unreadable
+from storage.dicom.tree import Tree
 from storage.errors import SourceError, UnusableSourceError
 
 
@@ -43,7 +46,7 @@ def opened(source: Path, scratch: Path) -> Iterator[Path]:
             try:
                 with zipfile.ZipFile(source) as archive:
                     archive.extractall(folder)
-            except (zipfile.BadZipFile, RuntimeError) as error:
+            except (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError) as error:
                 raise UnusableSourceError(
                     f"source {source}: cannot be unpacked: {error}"
                 ) from error
@@ -55,23 +58,35 @@ def opened(source: Path, scratch: Path) -> Iterator[Path]:
 
 
 def find_series(place: Path) -> tuple[list[FoundSeries], list[FileHeader]]:
-    """The series of images at a place, sorted by UID, and the files that cannot be read.
+    """The series of images at a place, sorted by UID, and what cannot be read.
+
+    That are files, folders that cannot be opened, and links, which are not followed.
 
     Args:
         place: a folder, or one file.
     """
-    root = place if place.is_dir() else place.parent
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if place.is_dir() else [place]
+    root, headers, unread = _looked_at(place)
     groups: dict[str, list[FileHeader]] = defaultdict(list)
-    unreadable = []
-    for file in files:
-        header = read_header(root, file.relative_to(root).as_posix())
+    for header in headers:
         if header.kind == "unreadable":
-            unreadable.append(header)
+            unread.append(header)
         elif header.kind == "image":
             groups[header.series].append(header)
     found = [
         FoundSeries(root, uid, headers[0].description, tuple(headers))
         for uid, headers in sorted(groups.items())
     ]
-    return found, unreadable
+    return found, unread
+
+
+def _looked_at(place: Path) -> tuple[Path, list[FileHeader], list[FileHeader]]:
+    """The folder of a place, the headers of its files by path, and what could not be opened."""
+    if not place.is_dir():
+        return place.parent, [read_header(place.parent, place.name)], []
+    tree = Tree(place)
+    headers = [read_header(place, path) for path in sorted(path for path, _ in tree.files())]
+    links = [
+        unreadable(path, -1, -1, "a link, which is not followed: give what it leads to")
+        for path in tree.links
+    ]
+    return place, headers, [*tree.closed, *links]

@@ -1,13 +1,13 @@
 """A delivery -> records: one look at every header, remembered until the file changes."""
 
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from storage.dicom.headers import FileHeader, read_header, unreadable
+from storage.dicom.headers import FileHeader, read_header
+from storage.dicom.tree import Tree
 from storage.ingest.delivery import Delivery, Run, require_folder
 from storage.ingest.memory import InventoryMemory
 from storage.ingest.records import Record, understand
@@ -55,7 +55,7 @@ def take_inventory(delivery: Delivery, run: Run) -> Inventory:
     """
     require_folder(delivery.source, delivery.names.path(str(delivery.source)))
     remembered = InventoryMemory(delivery)
-    tree = _Tree(delivery.root)
+    tree = Tree(delivery.root)
     records: list[Record] = []
     unknown: list[str] = []
     for path, status in tree.files():
@@ -102,54 +102,3 @@ def _left(delivery: Delivery, records: Sequence[Record], links: Sequence[str]) -
         kind: Left(len(paths), tuple(map(delivery.names.path, sorted(paths)[:_NAMED])))
         for kind, paths in sorted(of.items())
     }
-
-
-class _Tree:
-    """What lies below the root.
-
-    Links are not followed: one that stays inside leads to a file that is found anyway, one that
-    leaves is not part of the delivery.
-
-    Attributes:
-        folders: those that could be opened, below the root.
-        closed: an unreadable header for each folder or file that the system keeps shut.
-        links: those that were left.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self.folders: list[str] = []
-        self.closed: list[FileHeader] = []
-        self.links: list[str] = []
-
-    def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Walk the tree; yield paths below the root."""
-        waiting = ["."]
-        while waiting:
-            folder = waiting.pop()
-            try:
-                entries = list(os.scandir(self._root / folder))
-            except OSError as error:
-                self._shut(folder, "folder", error)
-                continue
-            self.folders.append(folder)
-            for entry in entries:
-                path = entry.name if folder == "." else f"{folder}/{entry.name}"
-                if entry.is_symlink():
-                    self.links.append(path)
-                elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(path)
-                elif entry.is_file(follow_symlinks=False):
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        # Gone by now: deliveries are read while they are being moved.
-                        continue
-                    except OSError as error:
-                        self._shut(path, "file", error)
-                        continue
-                    yield path, status
-
-    def _shut(self, path: str, what: str, error: OSError) -> None:
-        reason = f"the {what} cannot be opened: {error.strerror}"
-        self.closed.append(unreadable(path, -1, -1, reason))

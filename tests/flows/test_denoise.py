@@ -3,6 +3,7 @@
 In one file, for its tests share models that are trained once.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 from flows import events, inbox, stores, trace
 from flows.cli.main import app
 from flows.compute import models as loading
+from flows.compute import restoration
 from flows.compute.models import load_ahead
 from flows.compute.workers import ClusterError
 from flows.daily import live_entries, report_day
@@ -35,7 +37,7 @@ from flows.settings import ClusterSettings, DenoiseSettings
 from flows.shadow import shadow
 from hqinet.restoration import drift
 from hqinet.restoration.envelope import Envelope, SeriesFacts
-from storage.errors import UnusableSourceError
+from storage.errors import StoreError, UnusableSourceError
 from storage.models.registry import DatasetInputs
 
 ROWS, SLICES = 64, 6
@@ -139,6 +141,17 @@ def test_the_low_dose_series_is_restored_and_the_rest_is_told(source, models, tm
     record = json.loads((tmp_path / f"{row['series']}.json").read_text())
     assert record["lineage"]["recipe"] == "Smoother"
     assert record["instances"] == 6
+
+
+def test_what_a_run_is_told_of_names_no_person(source, models, tmp_path, capsys):
+    asked = DenoiseSettings(model=models["Smoother"], device="cpu")
+    state = denoise(str(source), str(tmp_path), asked, return_state=True)
+    rows = {row.description: row.source_series for row in state.result().series}
+    assert f"1 series refused, the first: {rows['Topogram']}: refused" in state.message
+    said = capsys.readouterr().err
+    assert f"{rows['Low Dose Images']}: restored" in said
+    told = state.message + said
+    assert not any(name in told for name in (*rows, str(source)))
 
 
 def test_what_is_done_is_not_done_again_and_another_model_is_another_series(
@@ -293,6 +306,33 @@ def test_a_series_outside_the_envelope_is_warned_of_and_refused_when_strict(
     assert all(warning in image.DerivationDescription for warning in row["warnings"])
     strict = restore(tmp_path / "in", tmp_path / "strict", models["Smoother"], strict=True)
     assert strict["Low Dose Images"]["code"] == "outside_envelope"
+    again = restore(tmp_path / "in", tmp_path / "out", models["Smoother"])["Low Dose Images"]
+    assert (again["outcome"], again["warnings"]) == ("done before", row["warnings"])
+    strict = restore(tmp_path / "in", tmp_path / "out", models["Smoother"], strict=True)
+    assert strict["Low Dose Images"]["code"] == "outside_envelope"
+    assert strict["Low Dose Images"]["folder"] == ""
+
+
+def test_a_series_that_fails_ends_no_other(source, models, tmp_path, series, monkeypatch):
+    study = shutil.copytree(source, tmp_path / "in")
+    hu = (anatomy() + np.random.default_rng(3).normal(0, 30, (SLICES, ROWS, ROWS))).round()
+    series("L900", "Odd", hu=hu.astype(np.int16)).write(study / "Odd")
+    write, errors = restoration.derived_instance, [KeyError("odd"), StoreError("a disk that lies")]
+
+    def fails(image, *rest):
+        if image.header.SeriesDescription == "Odd":
+            raise error
+        return write(image, *rest)
+
+    monkeypatch.setattr(restoration, "derived_instance", fails)
+    for number, error in enumerate(errors):
+        rows = restore(study, tmp_path / f"out{number}", models["Smoother"])
+        assert rows["Low Dose Images"]["outcome"] == "restored"
+        assert (rows["Odd"]["outcome"], rows["Odd"]["code"]) == ("refused", "not_restored")
+        assert str(error) in rows["Odd"]["reasons"][0]
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        restore(study, tmp_path / "full", models["Smoother"])
 
 
 def test_one_slice_alone_is_restored(models, tmp_path, series):

@@ -83,6 +83,30 @@ def test_a_commit_without_new_training_patients_starts_no_training(home, deliver
     assert event["resource"]["hqinet.new-training-patients"] == "0"
 
 
+def test_a_commit_whose_run_died_before_it_could_tell_is_told_by_the_next(
+    home, tmp_path, pair, heard, monkeypatch
+):
+    emit, tried = events.emit_event, []
+
+    def dies(**event: object) -> None:
+        tried.append(event)
+        raise KeyboardInterrupt
+
+    pair(tmp_path, "L120", slices=4, matrix=(48, 56))
+    monkeypatch.setattr(events, "emit_event", dies)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(str(tmp_path), "late")
+    commit = stores.dataset().snapshot().commit
+    assert len(tried) == 1
+    monkeypatch.setattr(events, "emit_event", emit)
+    for _ in range(2):
+        assert ingest(str(tmp_path), "late").commit == commit
+    (event,) = named(heard, "dataset.committed")
+    trained_on = {row.patient for row in stores.dataset().snapshot().patients("train")}
+    assert event["payload"]["commit"] == commit
+    assert event["payload"]["new_training_patients"] == int("L120" in trained_on)
+
+
 def test_a_missing_inbox_is_one_line_with_its_absolute_path(home, monkeypatch):
     monkeypatch.chdir(home)
     with pytest.raises(InboxError, match=f"inbox {home}/nowhere is not there: make it"):

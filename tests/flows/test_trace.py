@@ -13,11 +13,12 @@ from torch import nn
 from flows import stores, trace
 from flows.compute import models
 from flows.denoise import denoise
-from flows.settings import DenoiseSettings
+from flows.operations.journal import note
+from flows.settings import DenoiseSettings, Settings
 from flows.show import ShowError, show
 from hqinet.restoration.export import save_exported
 from storage.dicom.index import SeriesIndex
-from storage.errors import SourceError, StoreError
+from storage.errors import RegistryError, SourceError, StoreError
 
 ROWS = 96
 
@@ -127,7 +128,12 @@ def test_a_recall_lists_what_a_model_made_and_whether_it_lies_there(made, source
     assert listed[other.folder].present
     shutil.rmtree(other.folder)
     assert not {row.folder: row for row in trace.recall("starter")}[other.folder].present
-    assert trace.recall("7") == []
+    assert listed[str(made)].sent == []
+    note(Settings().home, "1.2.3", "sent", derived=made.name, destination="pacs", tries=1)
+    assert {row.folder: row.sent for row in trace.recall("starter")}[str(made)] == ["pacs"]
+    for unknown in ("7", "champion"):
+        with pytest.raises(RegistryError, match=r"no model"):
+            trace.recall(unknown)
 
 
 def test_a_list_that_lacks_an_entry_is_no_list(tmp_path):
@@ -136,12 +142,18 @@ def test_a_list_that_lacks_an_entry_is_no_list(tmp_path):
         SeriesIndex(tmp_path).entries()
 
 
-def test_a_series_is_shown_beside_its_source(made):
+def test_a_series_is_shown_beside_its_source(made, tmp_path):
     picture = show(str(made), "starter")
     assert picture.size[0] == 3 * ROWS
     assert np.array_equal(np.asarray(show(made.name, "starter")), np.asarray(picture))
     first = show(str(made / "0001.dcm"), "starter")
     assert not np.array_equal(np.asarray(first), np.asarray(picture))
+    renamed = tmp_path / made.name
+    renamed.mkdir()
+    shutil.copy(made.parent / f"{made.name}.json", tmp_path)
+    for number, file in enumerate(sorted(made.iterdir())):
+        shutil.copy(file, renamed / f"IM{9 - number}.dcm")
+    assert np.array_equal(np.asarray(show(str(renamed / "IM9.dcm"), "starter")), np.asarray(first))
 
 
 def test_a_patient_is_shown_with_full_dose(made, pair, tmp_path):

@@ -198,6 +198,51 @@ def test_padding_outside_of_the_bits_stored_keeps_its_word(tmp_path, series):
     assert (source.stored[5:] < 2**12).all()
 
 
+@pytest.mark.parametrize("sign", ["unsigned", "signed"])
+def test_an_instance_whose_padding_needs_more_bits_has_them(tmp_path, series, derive, sign):
+    def change(index, image):
+        image = padded(-3024, sign)(index, image)
+        image.BitsStored, image.HighBit = 12, 11
+        return image
+
+    series(change=change).write(tmp_path / "in")
+    _, pairs = derive(tmp_path / "in", change=-7)
+    for number, (source, image) in enumerate(pairs, 1):
+        assert (image.BitsStored, image.HighBit) == (16, 15)
+        file = tmp_path / f"{number}.dcm"
+        image.save_as(file, enforce_file_format=True)
+        assert np.array_equal(pydicom.dcmread(file).pixel_array[:3], source.stored[:3])
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("TimezoneOffsetFromUTC", "0100"),
+        ("TimezoneOffsetFromUTC", "+1"),
+        ("SeriesNumber", ["3", "4"]),
+        ("SeriesNumber", "1.5"),
+    ],
+)
+def test_what_an_odd_header_says_ends_nothing(tmp_path, series, derive, attribute, value):
+    vr = "SH" if attribute == "TimezoneOffsetFromUTC" else "IS"
+
+    def change(_, image):
+        with pydicom.config.disable_value_validation():
+            image[attribute] = pydicom.dataelem.RawDataElement(
+                pydicom.tag.Tag(attribute), vr, 0, as_bytes(value), 0, False, True
+            )
+        return image
+
+    series(change=change).write(tmp_path)
+    _, pairs = derive(tmp_path)
+    assert {int(image.SeriesNumber) for _, image in pairs} <= {1000, 1001, 1003}
+
+
+def as_bytes(value: str | list[str]) -> bytes:
+    text = value if isinstance(value, str) else "\\".join(value)
+    return text.ljust(len(text) + len(text) % 2).encode()
+
+
 def test_values_stay_within_what_the_bits_hold(tmp_path, series, derive):
     series(change=coded(-1024.0, 1.0, 12, signed=False)).write(tmp_path)
     ordered, pairs = derive(tmp_path, change=4000)
