@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_opened_is_refused_until_it_can(
         return opened(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.ingest.inventory.os.scandir", scandir)
+        patch.setattr("storage.dicom.tree.os.scandir", scandir)
         done = deliver(dataset, source)
     assert done.refused == [(None, "unreadable")]
     assert done.refusal.source == closed
