@@ -4,6 +4,7 @@ A destination that is dead, slow or full keeps only its own series waiting.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
@@ -30,8 +31,9 @@ def send(folder: Path, to: Destination) -> int:
     """Send every image of a folder; returns how many there were.
 
     Sent twice, an image is the same to its receiver, by its UID: what fails in between is sent
-    whole again. Raises SendError if one is not taken.
+    whole again. Raises SendError if one is not taken, or the folder became another one meanwhile.
     """
+    before = _identity(folder)
     images = sorted(folder.glob("*.dcm"))
     if not images:
         raise SendError(f"{folder} holds no image: it was moved or removed")
@@ -39,7 +41,17 @@ def send(folder: Path, to: Destination) -> int:
         _stow(images, to)
     else:
         _c_store(images, to)
+    if _identity(folder) != before:
+        raise SendError(f"{folder} was restored again while it was sent")
     return len(images)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What a folder of the same name that takes its place does not share; None for no folder."""
+    with suppress(FileNotFoundError):
+        state = folder.stat()
+        return state.st_ino, state.st_mtime_ns
+    return None
 
 
 def reach(to: Destination) -> None:

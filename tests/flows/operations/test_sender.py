@@ -1,6 +1,7 @@
 """Series go out to a real receiver, wait where it is dead, and never wait for another."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -136,6 +137,36 @@ def test_sent_by_hand_a_series_waits_anew_and_no_name_of_a_folder_is_noted(
     (job,) = box.waiting("dead")
     assert datetime.now(UTC) - job.queued < timedelta(minutes=1)
     assert not (home / "journal").exists()
+
+
+def test_what_is_put_again_while_it_is_sent_is_sent_again(pacs, folder, outbox, tmp_path):
+    def meanwhile(images: list[Path], to: Entity) -> None:
+        really(images, to)
+        Outbox(tmp_path / "home").put(folder, "pacs")
+
+    really = sender._c_store
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sender, "_c_store", meanwhile)
+        assert attempt(outbox, outbox.put(folder, "pacs"), pacs).endswith("3 images sent")
+    (job,) = outbox.due("pacs")
+    attempt(outbox, job, pacs)
+    assert outbox.waiting("pacs") == []
+
+
+def test_a_series_that_is_swapped_while_it_is_sent_waits_on(
+    pacs, folder, outbox, tmp_path, monkeypatch
+):
+    def meanwhile(images: list[Path], to: Entity) -> None:
+        really(images, to)
+        shutil.copytree(folder, tmp_path / "anew")
+        folder.rename(tmp_path / "former")
+        (tmp_path / "anew").rename(folder)
+
+    really = sender._c_store
+    monkeypatch.setattr(sender, "_c_store", meanwhile)
+    said = attempt(outbox, outbox.put(folder, "pacs"), pacs)
+    assert said.endswith(f"not sent, try 1: {folder} was restored again while it was sent")
+    assert [job.folder for job in outbox.waiting("pacs")] == [folder]
 
 
 def test_a_damaged_job_does_not_end_the_sender(pacs, folder, outbox, tmp_path, monkeypatch):
