@@ -26,6 +26,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from flows.errors import FlowError
 from flows.operations.arrivals import look_at
 from flows.operations.journal import note
+from flows.operations.log import unfailing
 from flows.operations.routing import Rules, Target
 from flows.settings import ReceiveSettings
 from storage.dicom.judgement import OWN
@@ -53,7 +54,9 @@ class Receiver:
         quiet: seconds without an image after which a study is complete. say: is given a line for
         each study, and for each image that is not taken.
         """
-        self._home, self._rules, self._quiet, self._say = home, rules, quiet, say
+        self._home, self._rules, self._quiet = home, rules, quiet
+        # A refusal that cannot be said is one all the same: on a full disk no log takes a line.
+        self._say = unfailing(say)
         self._received = home / "received"
         # No folder is taken away under an image that is being written.
         self._moving = Lock()

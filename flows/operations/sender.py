@@ -17,6 +17,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from flows.operations.destinations import Destination, Entity, SendError, WebService
+from flows.operations.log import unfailing
 from flows.operations.outbox import Job, Outbox
 
 TIMEOUT = 30
@@ -164,6 +165,7 @@ def work(
     outbox: Outbox, destinations: dict[str, Destination], say: Callable[[str], None], stop: Event
 ) -> None:
     """Send what is due until told to stop: a thread for each destination."""
+    tell = unfailing(say)
 
     def serve(name: str, to: Destination) -> None:
         while not stop.wait(EVERY):
@@ -171,9 +173,9 @@ def work(
                 for job in outbox.due(name):
                     if stop.is_set():
                         return
-                    say(attempt(outbox, job, to))
+                    tell(attempt(outbox, job, to))
             except Exception as error:  # noqa: BLE001 - a full disk must not end it for ever
-                say(f"{name}: {type(error).__name__}: {error}")
+                tell(f"{name}: {type(error).__name__}: {error}")
 
     threads = [Thread(target=serve, args=row, daemon=True) for row in destinations.items()]
     for thread in threads:

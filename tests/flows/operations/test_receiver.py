@@ -199,13 +199,19 @@ def test_what_must_not_come_in_is_refused(port, series, tmp_path, said, change, 
     assert not list((tmp_path / "home").rglob("*.dcm"))
 
 
-def test_a_full_disk_is_answered_as_one(port, series, tmp_path, monkeypatch):
+def test_a_full_disk_is_answered_as_one_though_the_log_lies_on_it(
+    rules, series, tmp_path, monkeypatch
+):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     image = pydicom.dcmread(next(series("L001", slices=1).write(tmp_path / "study").iterdir()))
     monkeypatch.setattr(module.files, "write", full)
-    assert answer(port, image) == module.NO_SPACE
+    server = listen(Receiver(tmp_path / "home", rules, 0, full), ReceiveSettings(port=0))
+    try:
+        assert answer(server.server_address[1], image) == module.NO_SPACE
+    finally:
+        server.shutdown()
 
 
 def test_strangers_are_not_listened_to_and_echo_is_answered(port, series, tmp_path):

@@ -1,5 +1,6 @@
 """Series go out to a real receiver, wait where it is dead, and never wait for another."""
 
+import errno
 import json
 import shutil
 import threading
@@ -186,6 +187,25 @@ def test_a_damaged_job_does_not_end_the_sender(pacs, folder, outbox, tmp_path, m
     work(outbox, {"pacs": pacs}, say, stop)
     assert said[0].startswith("pacs: ValidationError: ")
     assert said[1] == "restored to pacs: 3 images sent"
+
+
+def test_a_log_that_takes_no_line_does_not_end_the_sender(pacs, folder, outbox, monkeypatch):
+    def full(_: str) -> None:
+        if not outbox.waiting("pacs"):
+            stop.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fails_once(*_: object) -> str:
+        monkeypatch.setattr(sender, "attempt", attempt)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sender, "EVERY", 0.05)
+    monkeypatch.setattr(sender, "attempt", fails_once)
+    outbox.put(folder, "pacs")
+    stop = threading.Event()
+    threading.Timer(30, stop.set).start()
+    work(outbox, {"pacs": pacs}, full, stop)
+    assert outbox.waiting("pacs") == []
 
 
 def test_a_dead_destination_does_not_keep_another_waiting(
