@@ -66,8 +66,9 @@ def look_at(path: Path) -> Arrival:
         except FileNotFoundError:
             latest = time()
             continue
-        # A copy that keeps its times, as `cp -p` makes, is new by the time of its inode.
-        changed = max(state.st_mtime, state.st_ctime)
+        # The inode's time alone: by it a copy that keeps its times, as `cp -p` makes, is new. The
+        # file's own may lie in the future, where the clock of whoever wrote it is wrong.
+        changed = state.st_ctime
         if file == path / MARK:
             marked = changed
             continue

@@ -1,5 +1,6 @@
 """A delivery's measure while its files are still being written, renamed and moved."""
 
+import os
 import time
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_a_file_that_is_renamed_meanwhile_is_a_change_of_this_moment(study, monk
     seen = look_at(study)
     assert seen.age < 60
     assert not seen.is_marked
+
+
+def test_a_time_in_the_future_makes_no_delivery_wait_for_it(study, monkeypatch):
+    os.utime(study / "1.dcm", (time.time() + 1e6,) * 2)
+    monkeypatch.setattr(arrivals, "time", lambda: time.time() + 3600)
+    assert look_at(study).age > 3500
 
 
 def test_a_delivery_that_is_gone_is_empty(study):
