@@ -1,5 +1,7 @@
 """What waits to be sent: a file for each series and destination, which survives every restart."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -31,6 +33,7 @@ class Job(BaseModel):
         mark: another one each time that the series is put, for it may have been restored anew.
         due: when it is tried next.
         said: why it was not sent when it was tried last.
+        file: name of the file that it was read from.
         given_up: whether it was given up just now, and is tried no more by itself.
         alarms: whether the operator is to be told: it is the first of its destination for a while.
     """
@@ -45,6 +48,7 @@ class Job(BaseModel):
     due: datetime
     tries: int = 0
     said: str = ""
+    file: str = Field(default="", exclude=True)
     given_up: bool = Field(default=False, exclude=True)
     alarms: bool = Field(default=False, exclude=True)
 
@@ -164,7 +168,7 @@ class Outbox:
         return None
 
     def _file(self, job: Job) -> Path:
-        return self._folder / job.destination / f"{job.folder.name}.json"
+        return self._folder / job.destination / (job.file or _file_name(job.folder))
 
     def _given_up(self, job: Job) -> Path:
         return self._folder / job.destination / "given-up" / self._file(job).name
@@ -185,6 +189,16 @@ def _new(folder: Path, destination: str, series: str) -> Job:
     )
 
 
+def _file_name(folder: Path) -> str:
+    """What a job is called: after its series, or where the folder has no UID's name, its path too.
+
+    By their last names alone, `a/low` and `b/low` would take each other's place.
+    """
+    if UID(folder.name).is_valid:
+        return f"{folder.name}.json"
+    return f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
+
+
 def _jobs(folder: Path) -> list[Job]:
     found = []
     for file in folder.glob("*.json"):
@@ -195,4 +209,5 @@ def _jobs(folder: Path) -> list[Job]:
 
 
 def _read(file: Path) -> Job:
-    return Job.model_validate_json(file.read_text())
+    job = Job.model_validate_json(file.read_text())
+    return job.model_copy(update={"file": file.name})

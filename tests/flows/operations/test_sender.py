@@ -170,6 +170,24 @@ def test_a_series_that_is_swapped_while_it_is_sent_waits_on(
     assert [job.folder for job in outbox.waiting("pacs")] == [folder]
 
 
+def test_folders_of_the_same_name_do_not_take_each_others_place(outbox, tmp_path):
+    both = [tmp_path / "a" / "low", tmp_path / "b" / "low"]
+    for folder in both:
+        outbox.put_again(folder, "pacs")
+    first, second = outbox.waiting("pacs")
+    assert [first.folder, second.folder] == both
+    outbox.sent(first)
+    assert [job.folder for job in outbox.waiting("pacs")] == both[1:]
+
+
+def test_a_job_of_an_earlier_version_is_removed_from_where_it_lies(outbox, tmp_path):
+    outbox.put(tmp_path / "low", "pacs")
+    (file,) = (tmp_path / "home" / "outbox" / "pacs").glob("*.json")
+    file.rename(file.with_name("low.json"))
+    outbox.sent(outbox.failed(outbox.waiting("pacs")[0], "no answer"))
+    assert outbox.waiting("pacs") == []
+
+
 def test_a_damaged_job_does_not_end_the_sender(pacs, folder, outbox, tmp_path, monkeypatch):
     monkeypatch.setattr(sender, "EVERY", 0.05)
     damaged = tmp_path / "home" / "outbox" / "pacs" / "damaged.json"
