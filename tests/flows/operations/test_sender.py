@@ -14,9 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import events, inbox
+from flows.cli import services
 from flows.cli.main import app
 from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
+from flows.operations import home as homes
 from flows.operations import outbox as module
 from flows.operations import sender
 from flows.operations.destinations import Entity, SendError, WebService, known, read_destinations
@@ -329,7 +331,9 @@ def test_a_series_goes_by_tls_to_whom_we_trust_and_comes_from_whom_we_know(
         ours.model_copy(update={"authority": tmp_path / "gone.pem"}).tls_context()
 
 
-def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, outbox, tmp_path):
+def test_what_the_inbox_restores_is_queued_for_its_destinations(
+    monkeypatch, outbox, tmp_path, caplog
+):
     monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HQINET_SEND__RESTORED", '["pacs", "archive"]')
     rows = [
@@ -339,6 +343,31 @@ def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, out
     inbox.queue_for_sending(DenoiseResult(destination="", series=rows))
     for name in ("pacs", "archive"):
         assert [job.folder.name for job in outbox.waiting(name)] == ["restored"]
+    said = "HQINET_SEND__RESTORED names 'pacs', and HQINET_SEND__DESTINATIONS no file"
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ('["pacs", "pcas"]', "names 'pcas', which is not in .*/destinations.toml, only pacs"),
+        ('["pacs"]', None),
+    ],
+)
+def test_the_services_start_only_where_what_is_restored_has_a_destination(
+    tmp_path, monkeypatch, names, says
+):
+    def start(_: Path) -> None:
+        raise SendError("started")
+
+    file = tmp_path / "destinations.toml"
+    file.write_text('[pacs]\nhost = "127.0.0.1"\nport = 9\nae_title = "PACS"\n')
+    monkeypatch.setenv("HQINET_SEND__DESTINATIONS", str(file))
+    monkeypatch.setenv("HQINET_SEND__RESTORED", names)
+    monkeypatch.setattr(services, "enter", homes.require)
+    monkeypatch.setattr(services.services, "start", start)
+    with pytest.raises(SendError, match=says or "started"):
+        CliRunner().invoke(app, ["up", "--home", str(tmp_path)], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
