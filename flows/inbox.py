@@ -4,6 +4,7 @@ What was taken is remembered by digest, so that a night without news does nothin
 with refusals is reported when it comes, not every night again.
 """
 
+import logging
 from pathlib import Path
 
 from prefect import flow, get_run_logger, tags
@@ -24,12 +25,14 @@ from flows.operations.arrivals import (
     look_at,
     require_inbox,
 )
+from flows.operations.destinations import SendError, require_destinations
 from flows.operations.outbox import Outbox
 from flows.settings import ClusterSettings, DenoiseSettings, IngestSettings, Settings
 from flows.states import QUARANTINED, REFUSED, ended
 from storage.errors import UnusableSourceError
 
 DEFAULTS = Settings()
+logger = logging.getLogger("hqinet.inbox")
 QUIET = 60
 """Seconds without a change after which a delivery is taken for complete."""
 
@@ -153,10 +156,16 @@ def queue_for_sending(result: DenoiseResult) -> None:
 
     What was restored before is put there, too: the run that did it may have died before this.
     """
-    outbox = Outbox(Settings().home.absolute())
+    settings = Settings()
+    try:
+        require_destinations(settings.send)
+    except SendError as error:
+        # It waits until the destination is named: a series that is restored is not lost by that.
+        logger.warning("%s", error)
+    outbox = Outbox(settings.home.absolute())
     for row in result.series:
         if row.outcome in {"restored", "done before"}:
-            for name in Settings().send.restored:
+            for name in settings.send.restored:
                 job = outbox.put(Path(row.folder), name, row.source_series)
                 if job.alarms:
                     sending_given_up(job)

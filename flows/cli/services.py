@@ -32,10 +32,11 @@ def up(
 
     enter(home)
     home = home.expanduser().absolute()
+    from flows.operations.destinations import require_destinations
     from flows.settings import Settings
 
     # A mistake in a variable is better said here than in a log.
-    Settings()
+    require_destinations(Settings().send)
     if as_unit:
         made = {"unit": str(systemd.write_unit(home))}
         output.answer(made, _print_unit, as_json=as_json)

@@ -55,13 +55,20 @@ class Arrival:
 
 
 def look_at(path: Path) -> Arrival:
-    """Take a delivery's measure, without reading its files."""
-    found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    """Take a delivery's measure, without reading its files.
+
+    What is renamed or removed meanwhile raises nothing: it is a change of this moment.
+    """
     seen, latest, marked = hashlib.sha256(), NEVER, NEVER
-    for file in found:
-        state = file.stat()
-        # A copy that keeps its times, as `cp -p` makes, is new by the time of its inode.
-        changed = max(state.st_mtime, state.st_ctime)
+    for file in _files(path):
+        try:
+            state = file.stat()
+        except FileNotFoundError:
+            latest = time()
+            continue
+        # The inode's time alone: by it a copy that keeps its times, as `cp -p` makes, is new. The
+        # file's own may lie in the future, where the clock of whoever wrote it is wrong.
+        changed = state.st_ctime
         if file == path / MARK:
             marked = changed
             continue
@@ -69,6 +76,15 @@ def look_at(path: Path) -> Arrival:
         seen.update(f"{state.st_mtime_ns}\n".encode())
         latest = max(latest, changed)
     return Arrival(path, seen.hexdigest(), time() - latest, marked >= latest)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file itself, or all below a folder, but for drafts."""
+    if path.is_file():
+        return [path]
+    # `Path.rglob` raises for a folder that is gone before it is entered.
+    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return sorted(file for file in found if file.is_file() and not files.is_draft(file))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from flows.errors import FlowError
+from flows.settings import SendSettings
 
 
 class SendError(FlowError):
@@ -104,3 +105,19 @@ def known(destinations: dict[str, Destination], name: str) -> Destination:
             "file that HQINET_SEND__DESTINATIONS names"
         )
     return destinations[name]
+
+
+def require_destinations(settings: SendSettings) -> None:
+    """Raise SendError where what is restored is for a destination that the file does not have.
+
+    Also for a file that cannot be read.
+    """
+    there = read_destinations(settings.destinations)
+    for name in settings.restored:
+        if name not in there:
+            raise SendError(
+                f"HQINET_SEND__RESTORED names {name!r}, and HQINET_SEND__DESTINATIONS no file"
+                if settings.destinations is None
+                else f"HQINET_SEND__RESTORED names {name!r}, which is not in "
+                f"{settings.destinations}, only {', '.join(there) or 'none'}"
+            )

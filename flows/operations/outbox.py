@@ -1,8 +1,13 @@
 """What waits to be sent: a file for each series and destination, which survives every restart."""
 
-from contextlib import suppress
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from fcntl import LOCK_EX, flock
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydicom.uid import UID
@@ -25,8 +30,10 @@ class Job(BaseModel):
 
     Attributes:
         series: SeriesInstanceUID of what it was restored from, where that is known.
+        mark: another one each time that the series is put, for it may have been restored anew.
         due: when it is tried next.
         said: why it was not sent when it was tried last.
+        file: name of the file that it was read from.
         given_up: whether it was given up just now, and is tried no more by itself.
         alarms: whether the operator is to be told: it is the first of its destination for a while.
     """
@@ -36,10 +43,12 @@ class Job(BaseModel):
     folder: Path
     destination: str
     series: str = ""
+    mark: str = ""
     queued: datetime
     due: datetime
     tries: int = 0
     said: str = ""
+    file: str = Field(default="", exclude=True)
     given_up: bool = Field(default=False, exclude=True)
     alarms: bool = Field(default=False, exclude=True)
 
@@ -62,24 +71,28 @@ class Outbox:
     def put(self, folder: Path, destination: str, series: str = "") -> Job:
         """Queue a series for a destination; once, however often it is put.
 
+        What is being sent while it is put waits on, with a new mark: it may be of before.
+
         series: SeriesInstanceUID of what it was restored from. Returns the job as it stands then:
         given up, where as many wait as may.
         """
         job = _new(folder, destination, series)
-        try:
-            return _read(self._file(job))
-        except FileNotFoundError:
-            pass
-        if len(list(self._file(job).parent.glob("*.json"))) >= MOST:
-            return self._give_up(job, f"{MOST} series wait for {destination} already")
-        self._write(job)
+        with self._alone(destination):
+            if (waiting := self._waiting(job)) is not None:
+                again = waiting.model_copy(update={"mark": job.mark})
+                self._write(again)
+                return again
+            if len(list(self._file(job).parent.glob("*.json"))) >= MOST:
+                return self._give_up(job, f"{MOST} series wait for {destination} already")
+            self._write(job)
         self._note(job, "queued")
         return job
 
     def put_again(self, folder: Path, destination: str) -> Job:
         """Queue a series that somebody sends by hand: as if never tried, however many wait."""
         job = _new(folder, destination, "")
-        self._write(job)
+        with self._alone(destination):
+            self._write(job)
         self._note(job, "queued")
         return job
 
@@ -97,9 +110,15 @@ class Outbox:
         return _jobs(self._folder / destination / "given-up")
 
     def sent(self, job: Job) -> None:
-        """Forget a job that is done, and that it was given up before."""
+        """Forget a job that is done, and that it was given up before.
+
+        One that was put again since it was read waits on.
+        """
         self._note(job, "sent")
-        self._file(job).unlink(missing_ok=True)
+        with self._alone(job.destination):
+            waiting = self._waiting(job)
+            if waiting is not None and waiting.mark == job.mark:
+                self._file(job).unlink(missing_ok=True)
         self._given_up(job).unlink(missing_ok=True)
 
     def failed(self, job: Job, said: str) -> Job:
@@ -109,9 +128,10 @@ class Outbox:
         pause = min(FIRST_PAUSE * 2 ** min(job.tries, 20), LONGEST_PAUSE)
         update = {"tries": job.tries + 1, "said": said, "due": now + pause}
         later = job.model_copy(update=update)
-        if now - job.queued > OLDEST:
-            return self._give_up(later, said)
-        self._write(later)
+        with self._alone(job.destination):
+            if now - job.queued > OLDEST:
+                return self._give_up(later, said)
+            self._write(later)
         self._note(later, "not sent")
         return later
 
@@ -131,8 +151,24 @@ class Outbox:
         facts = {"derived": derived, "destination": job.destination, "tries": job.tries}
         note(self._home, series, step, **facts)
 
+    @contextmanager
+    def _alone(self, destination: str) -> Iterator[None]:
+        """Keep flows and sender from changing the jobs of one destination at the same time."""
+        folder = self._folder / destination
+        folder.mkdir(parents=True, exist_ok=True)
+        # It is unlocked when it is closed.
+        with (folder / "lock").open("a", encoding="utf-8") as file:
+            flock(file, LOCK_EX)
+            yield
+
+    def _waiting(self, job: Job) -> Job | None:
+        """The job of the same series as it waits now."""
+        with suppress(FileNotFoundError):
+            return _read(self._file(job))
+        return None
+
     def _file(self, job: Job) -> Path:
-        return self._folder / job.destination / f"{job.folder.name}.json"
+        return self._folder / job.destination / (job.file or _file_name(job.folder))
 
     def _given_up(self, job: Job) -> Path:
         return self._folder / job.destination / "given-up" / self._file(job).name
@@ -143,7 +179,24 @@ class Outbox:
 
 def _new(folder: Path, destination: str, series: str) -> Job:
     now, folder = datetime.now(UTC), folder.absolute()
-    return Job(folder=folder, destination=destination, series=series, queued=now, due=now)
+    return Job(
+        folder=folder,
+        destination=destination,
+        series=series,
+        mark=uuid4().hex,
+        queued=now,
+        due=now,
+    )
+
+
+def _file_name(folder: Path) -> str:
+    """What a job is called: after its series, or where the folder has no UID's name, its path too.
+
+    By their last names alone, `a/low` and `b/low` would take each other's place.
+    """
+    if UID(folder.name).is_valid:
+        return f"{folder.name}.json"
+    return f"{folder.name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
 
 
 def _jobs(folder: Path) -> list[Job]:
@@ -156,4 +209,5 @@ def _jobs(folder: Path) -> list[Job]:
 
 
 def _read(file: Path) -> Job:
-    return Job.model_validate_json(file.read_text())
+    job = Job.model_validate_json(file.read_text())
+    return job.model_copy(update={"file": file.name})

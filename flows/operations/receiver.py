@@ -26,6 +26,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from flows.errors import FlowError
 from flows.operations.arrivals import look_at
 from flows.operations.journal import note
+from flows.operations.log import unfailing
 from flows.operations.routing import Rules, Target
 from flows.settings import ReceiveSettings
 from storage.dicom.judgement import OWN
@@ -53,12 +54,15 @@ class Receiver:
         quiet: seconds without an image after which a study is complete. say: is given a line for
         each study, and for each image that is not taken.
         """
-        self._home, self._rules, self._quiet, self._say = home, rules, quiet, say
+        self._home, self._rules, self._quiet = home, rules, quiet
+        # A refusal that cannot be said is one all the same: on a full disk no log takes a line.
+        self._say = unfailing(say)
         self._received = home / "received"
         # No folder is taken away under an image that is being written.
         self._moving = Lock()
         self._expected: dict[Path, int] = {}
         self._callers: dict[Path, str] = {}
+        self._failing: dict[Path, str] = {}
         self._received.mkdir(parents=True, exist_ok=True)
 
     def store(self, event: Event) -> int:
@@ -113,20 +117,30 @@ class Receiver:
         """Send what is complete where the rules say; returns where it lies now.
 
         Complete is a study that was quiet, and a study or series that has as many images as its
-        sender says.
+        sender says. One that cannot be passed on is said once, and tried again the next time.
         """
-        placed = []
+        placed: list[Path] = []
         for study in sorted(self._received.iterdir()):
-            arrival = look_at(study)
-            with self._moving:
-                series = sorted(study.iterdir())
-                quiet = not arrival.is_empty and arrival.age >= self._quiet
-                if not (quiet or self._has_all(study)):
-                    series = [one for one in series if self._has_all(one)]
-                placed += [self._route(one) for one in series]
-                if not any(study.iterdir()):
-                    study.rmdir()
-                    self._expected.pop(study, None)
+            try:
+                with self._moving:
+                    placed += self._pass_on(study)
+                self._failing.pop(study, None)
+            except Exception as error:  # noqa: BLE001 - one study must not end the receiver
+                said = f"study {study.name}: {type(error).__name__}: {error}"
+                if self._failing.get(study) != said:
+                    self._say(said)
+                self._failing[study] = said
+        return placed
+
+    def _pass_on(self, study: Path) -> list[Path]:
+        series = sorted(study.iterdir())
+        # One without a file holds what a receiver that was killed left: it is cleared away.
+        if look_at(study).age < self._quiet and not self._has_all(study):
+            series = [one for one in series if self._has_all(one)]
+        placed = [self._route(one) for one in series]
+        if not any(study.iterdir()):
+            study.rmdir()
+            self._expected.pop(study, None)
         return [path for path in placed if path is not None]
 
     def _route(self, series: Path) -> Path | None:

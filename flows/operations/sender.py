@@ -4,6 +4,7 @@ A destination that is dead, slow or full keeps only its own series waiting.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
@@ -16,6 +17,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from flows.operations.destinations import Destination, Entity, SendError, WebService
+from flows.operations.log import unfailing
 from flows.operations.outbox import Job, Outbox
 
 TIMEOUT = 30
@@ -30,8 +32,9 @@ def send(folder: Path, to: Destination) -> int:
     """Send every image of a folder; returns how many there were.
 
     Sent twice, an image is the same to its receiver, by its UID: what fails in between is sent
-    whole again. Raises SendError if one is not taken.
+    whole again. Raises SendError if one is not taken, or the folder became another one meanwhile.
     """
+    before = _identity(folder)
     images = sorted(folder.glob("*.dcm"))
     if not images:
         raise SendError(f"{folder} holds no image: it was moved or removed")
@@ -39,7 +42,17 @@ def send(folder: Path, to: Destination) -> int:
         _stow(images, to)
     else:
         _c_store(images, to)
+    if _identity(folder) != before:
+        raise SendError(f"{folder} was restored again while it was sent")
     return len(images)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What a folder of the same name that takes its place does not share; None for no folder."""
+    with suppress(FileNotFoundError):
+        state = folder.stat()
+        return state.st_ino, state.st_mtime_ns
+    return None
 
 
 def reach(to: Destination) -> None:
@@ -152,6 +165,7 @@ def work(
     outbox: Outbox, destinations: dict[str, Destination], say: Callable[[str], None], stop: Event
 ) -> None:
     """Send what is due until told to stop: a thread for each destination."""
+    tell = unfailing(say)
 
     def serve(name: str, to: Destination) -> None:
         while not stop.wait(EVERY):
@@ -159,9 +173,9 @@ def work(
                 for job in outbox.due(name):
                     if stop.is_set():
                         return
-                    say(attempt(outbox, job, to))
+                    tell(attempt(outbox, job, to))
             except Exception as error:  # noqa: BLE001 - a full disk must not end it for ever
-                say(f"{name}: {type(error).__name__}: {error}")
+                tell(f"{name}: {type(error).__name__}: {error}")
 
     threads = [Thread(target=serve, args=row, daemon=True) for row in destinations.items()]
     for thread in threads:

@@ -8,10 +8,9 @@ report to. It imports neither Prefect nor MLflow: what watches them must not sha
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
@@ -22,9 +21,11 @@ import psutil
 from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import processes
+from flows.operations.log import say
 from flows.operations.services import (
     LOOPBACK,
     POOLS,
+    STATE,
     Service,
     Services,
     ServicesError,
@@ -119,11 +120,6 @@ class Child:
         )
 
 
-def say(line: str) -> None:
-    """A line of the supervisor's own log."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}", flush=True)  # noqa: T201 - its log
-
-
 def open_log(file: Path) -> IO[bytes]:
     """A log that is appended to; what grew large is kept once as `.1`."""
     if file.exists() and file.stat().st_size > LARGEST_LOG:
@@ -194,6 +190,7 @@ class Supervisor:
         self._variables = environment(self.home, self.prefect)
         self._logs = self.home / "logs"
         self._written: Services | None = None
+        self._failing: dict[str, str] = {}
 
     def run(self) -> None:
         """Start everything in order, then watch; returns when told to stop.
@@ -248,12 +245,30 @@ class Supervisor:
         while True:
             for child in (*self.servers, *self.workers):
                 if child.is_due():
-                    child.start(self._variables, self._logs)
-            self._tell("up")
+                    with self._outlive(f"{child.name} cannot be started"):
+                        child.start(self._variables, self._logs)
+            with self._outlive(f"{STATE} cannot be written"):
+                self._tell("up")
             if monotonic() - looked > WATCH_FLOWS:
                 self._end_lost_flow_runs()
                 looked = monotonic()
             sleep(WATCH)
+
+    @contextmanager
+    def _outlive(self, what: str) -> Iterator[None]:
+        """Go on after an OSError, as of a full disk: it is said once for as long as it lasts.
+
+        It must end nothing that runs; whoever comes by here next tries again.
+        """
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or str(error)
+            if self._failing.get(what) != why:
+                say(f"{what}: {why}")
+            self._failing[what] = why
+        else:
+            self._failing.pop(what, None)
 
     def _end_lost_flow_runs(self) -> None:
         for process in processes.lost_flow_runs(self.home):
@@ -270,7 +285,8 @@ class Supervisor:
         processes.end([one for one in families if one.is_running()], 1)
         self._end(self.servers)
         if self._written is not None and self._written.state != "failed":
-            self._tell("starting")
+            with self._outlive(f"{STATE} cannot be written"):
+                self._tell("starting")
 
     def _end(self, children: Iterable[Child]) -> None:
         processes.end([own for child in children if (own := child.own)], SERVERS_PARTING)

@@ -4,6 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+from flows.operations import api
+
+TAKEN = ("HQINET_", "MLFLOW_TRACKING_", "AWS_", api.SERVERS, api.CLIENTS)
+"""How variables begin that go into the unit: settings, and what lets them in elsewhere."""
 UNIT = """\
 [Unit]
 Description=HQINet services of {home}
@@ -24,21 +28,21 @@ WantedBy=default.target
 
 
 def write_unit(home: Path) -> Path:
-    """Write `hqinet.service` for this home, with the HQINET_* settings of this shell."""
+    """Write `hqinet.service` for this home, with the settings and passwords of this shell."""
     config = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
     folder = config / "systemd" / "user"
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith("HQINET_") and name != "HQINET_HOME"
+        if name.startswith(TAKEN) and name != "HQINET_HOME"
     }
     lines = [f"Environment={_quoted(f'{name}={value}')}" for name, value in settings.items()]
     file = folder / "hqinet.service"
     text = UNIT.format(
         home=_escaped(str(home)), python=sys.executable, environment="\n".join(lines)
     )
-    # Settings may hold a secret, as the pseudonyms' key: what others have open is not written to.
+    # They hold secrets, as the pseudonyms' key: what others have open is not written to.
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text(text)

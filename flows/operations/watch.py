@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from flows.operations import api
+from flows.operations.log import say
 from flows.settings import Settings
 
 TAG = "hqinet"
@@ -143,9 +144,9 @@ def main() -> None:
         while True:
             try:
                 for line in watch.look():
-                    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}")  # noqa: T201 - its log
+                    say(line)
             except httpx.HTTPError as error:
-                print(f"the server does not answer: {type(error).__name__}: {error}")  # noqa: T201
+                say(f"the server does not answer: {type(error).__name__}: {error}")
             time.sleep(EVERY)
 
 

@@ -36,6 +36,11 @@ def write(path: Path, content: bytes) -> None:
     sync([path.parent])
 
 
+def is_draft(path: Path) -> bool:
+    """Whether a file is still being written, under its temporary name."""
+    return path.name.endswith(_DRAFT)
+
+
 def remove_drafts(folder: Path) -> None:
     """Remove what a writer that was killed left half written in a folder."""
     for draft in folder.glob(f"*{_DRAFT}"):

@@ -23,7 +23,8 @@ import yaml
 
 from flows import stores
 from flows.operations import api, server
-from flows.settings import require_known_variables
+from flows.operations.destinations import require_destinations
+from flows.settings import Settings, require_known_variables
 from storage.errors import RegistryError
 from storage.models import versions
 from storage.models.registry import DatasetInputs
@@ -41,6 +42,7 @@ GIVEN = {
     "PREFECT_AUTH": "operator:secret-of-prefect",
     "DICOM_CALLERS": '["SCANNER1"]',
     "DICOM_RULES": "rules.toml",
+    "DICOM_DESTINATIONS": "destinations.toml",
 }
 """What an operator writes into `.env`."""
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:[?-])([^}]*))?\}")
@@ -96,6 +98,21 @@ def test_what_is_run_and_set_is_ours_to_run_and_set(name):
     else:
         assert shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     require_known_variables(service.get("environment", {}))
+
+
+@pytest.mark.parametrize("name", ["worker-cpu", "worker-gpu", "send"])
+def test_who_queues_and_who_sends_know_the_same_destinations(name, tmp_path, monkeypatch):
+    service, file = SERVICES[name], tmp_path / "destinations.toml"
+    variables = service["environment"]
+    places = {row["source"]: row["target"] for row in service["configs"]}
+    assert places["destinations"] == variables["HQINET_SEND__DESTINATIONS"]
+    assert "home:/data" in service["volumes"]
+    file.write_text('[pacs]\nhost = "10.0.0.5"\nport = 104\nae_title = "PACS"\n')
+    monkeypatch.setenv("HQINET_SEND__DESTINATIONS", str(file))
+    for given in ({}, {"SEND_RESTORED": '["pacs"]'}):
+        said = expanded(variables["HQINET_SEND__RESTORED"], given)
+        monkeypatch.setenv("HQINET_SEND__RESTORED", said)
+        require_destinations(Settings().send)
 
 
 @contextmanager

@@ -120,6 +120,27 @@ def test_a_study_that_still_comes_waits_and_late_images_open_it_again(
     assert len(list(place.iterdir())) == 3
 
 
+def test_a_study_that_cannot_be_passed_on_is_said_once_and_keeps_no_other_waiting(
+    receiver, series, tmp_path, said
+):
+    received = tmp_path / "home" / "received"
+    damaged, whole = received / "1.1" / "1.1.1", received / "1.2" / "1.2.1"
+    for folder in (damaged, whole):
+        series("L001", "Low Dose Images", slices=1).write(folder)
+    next(damaged.iterdir()).write_bytes(b"no DICOM at all")
+    assert [place.name for place in receiver.pass_on()] == ["1.2.1"]
+    assert receiver.pass_on() == []
+    assert sum(line.startswith("study 1.1: InvalidDicomError: ") for line in said) == 1
+
+
+def test_what_a_killed_receiver_left_is_cleared_away(receiver, tmp_path):
+    left = tmp_path / "home" / "received" / "1.1" / "1.1.1"
+    left.mkdir(parents=True)
+    (left / "1.dcm.0123.draft").write_bytes(b"half")
+    assert receiver.pass_on() == []
+    assert not left.parent.exists()
+
+
 @pytest.mark.parametrize(
     "keyword", ["NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances"]
 )
@@ -178,13 +199,19 @@ def test_what_must_not_come_in_is_refused(port, series, tmp_path, said, change, 
     assert not list((tmp_path / "home").rglob("*.dcm"))
 
 
-def test_a_full_disk_is_answered_as_one(port, series, tmp_path, monkeypatch):
+def test_a_full_disk_is_answered_as_one_though_the_log_lies_on_it(
+    rules, series, tmp_path, monkeypatch
+):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     image = pydicom.dcmread(next(series("L001", slices=1).write(tmp_path / "study").iterdir()))
     monkeypatch.setattr(module.files, "write", full)
-    assert answer(port, image) == module.NO_SPACE
+    server = listen(Receiver(tmp_path / "home", rules, 0, full), ReceiveSettings(port=0))
+    try:
+        assert answer(server.server_address[1], image) == module.NO_SPACE
+    finally:
+        server.shutdown()
 
 
 def test_strangers_are_not_listened_to_and_echo_is_answered(port, series, tmp_path):

@@ -1,6 +1,8 @@
 """Series go out to a real receiver, wait where it is dead, and never wait for another."""
 
+import errno
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import events, inbox
+from flows.cli import services
 from flows.cli.main import app
 from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
+from flows.operations import home as homes
 from flows.operations import outbox as module
 from flows.operations import sender
 from flows.operations.destinations import Entity, SendError, WebService, known, read_destinations
@@ -138,6 +142,54 @@ def test_sent_by_hand_a_series_waits_anew_and_no_name_of_a_folder_is_noted(
     assert not (home / "journal").exists()
 
 
+def test_what_is_put_again_while_it_is_sent_is_sent_again(pacs, folder, outbox, tmp_path):
+    def meanwhile(images: list[Path], to: Entity) -> None:
+        really(images, to)
+        Outbox(tmp_path / "home").put(folder, "pacs")
+
+    really = sender._c_store
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sender, "_c_store", meanwhile)
+        assert attempt(outbox, outbox.put(folder, "pacs"), pacs).endswith("3 images sent")
+    (job,) = outbox.due("pacs")
+    attempt(outbox, job, pacs)
+    assert outbox.waiting("pacs") == []
+
+
+def test_a_series_that_is_swapped_while_it_is_sent_waits_on(
+    pacs, folder, outbox, tmp_path, monkeypatch
+):
+    def meanwhile(images: list[Path], to: Entity) -> None:
+        really(images, to)
+        shutil.copytree(folder, tmp_path / "anew")
+        folder.rename(tmp_path / "former")
+        (tmp_path / "anew").rename(folder)
+
+    really = sender._c_store
+    monkeypatch.setattr(sender, "_c_store", meanwhile)
+    said = attempt(outbox, outbox.put(folder, "pacs"), pacs)
+    assert said.endswith(f"not sent, try 1: {folder} was restored again while it was sent")
+    assert [job.folder for job in outbox.waiting("pacs")] == [folder]
+
+
+def test_folders_of_the_same_name_do_not_take_each_others_place(outbox, tmp_path):
+    both = [tmp_path / "a" / "low", tmp_path / "b" / "low"]
+    for folder in both:
+        outbox.put_again(folder, "pacs")
+    first, second = outbox.waiting("pacs")
+    assert [first.folder, second.folder] == both
+    outbox.sent(first)
+    assert [job.folder for job in outbox.waiting("pacs")] == both[1:]
+
+
+def test_a_job_of_an_earlier_version_is_removed_from_where_it_lies(outbox, tmp_path):
+    outbox.put(tmp_path / "low", "pacs")
+    (file,) = (tmp_path / "home" / "outbox" / "pacs").glob("*.json")
+    file.rename(file.with_name("low.json"))
+    outbox.sent(outbox.failed(outbox.waiting("pacs")[0], "no answer"))
+    assert outbox.waiting("pacs") == []
+
+
 def test_a_damaged_job_does_not_end_the_sender(pacs, folder, outbox, tmp_path, monkeypatch):
     monkeypatch.setattr(sender, "EVERY", 0.05)
     damaged = tmp_path / "home" / "outbox" / "pacs" / "damaged.json"
@@ -155,6 +207,25 @@ def test_a_damaged_job_does_not_end_the_sender(pacs, folder, outbox, tmp_path, m
     work(outbox, {"pacs": pacs}, say, stop)
     assert said[0].startswith("pacs: ValidationError: ")
     assert said[1] == "restored to pacs: 3 images sent"
+
+
+def test_a_log_that_takes_no_line_does_not_end_the_sender(pacs, folder, outbox, monkeypatch):
+    def full(_: str) -> None:
+        if not outbox.waiting("pacs"):
+            stop.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fails_once(*_: object) -> str:
+        monkeypatch.setattr(sender, "attempt", attempt)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sender, "EVERY", 0.05)
+    monkeypatch.setattr(sender, "attempt", fails_once)
+    outbox.put(folder, "pacs")
+    stop = threading.Event()
+    threading.Timer(30, stop.set).start()
+    work(outbox, {"pacs": pacs}, full, stop)
+    assert outbox.waiting("pacs") == []
 
 
 def test_a_dead_destination_does_not_keep_another_waiting(
@@ -260,7 +331,9 @@ def test_a_series_goes_by_tls_to_whom_we_trust_and_comes_from_whom_we_know(
         ours.model_copy(update={"authority": tmp_path / "gone.pem"}).tls_context()
 
 
-def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, outbox, tmp_path):
+def test_what_the_inbox_restores_is_queued_for_its_destinations(
+    monkeypatch, outbox, tmp_path, caplog
+):
     monkeypatch.setenv("HQINET_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HQINET_SEND__RESTORED", '["pacs", "archive"]')
     rows = [
@@ -270,6 +343,31 @@ def test_what_the_inbox_restores_is_queued_for_its_destinations(monkeypatch, out
     inbox.queue_for_sending(DenoiseResult(destination="", series=rows))
     for name in ("pacs", "archive"):
         assert [job.folder.name for job in outbox.waiting(name)] == ["restored"]
+    said = "HQINET_SEND__RESTORED names 'pacs', and HQINET_SEND__DESTINATIONS no file"
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ('["pacs", "pcas"]', "names 'pcas', which is not in .*/destinations.toml, only pacs"),
+        ('["pacs"]', None),
+    ],
+)
+def test_the_services_start_only_where_what_is_restored_has_a_destination(
+    tmp_path, monkeypatch, names, says
+):
+    def start(_: Path) -> None:
+        raise SendError("started")
+
+    file = tmp_path / "destinations.toml"
+    file.write_text('[pacs]\nhost = "127.0.0.1"\nport = 9\nae_title = "PACS"\n')
+    monkeypatch.setenv("HQINET_SEND__DESTINATIONS", str(file))
+    monkeypatch.setenv("HQINET_SEND__RESTORED", names)
+    monkeypatch.setattr(services, "enter", homes.require)
+    monkeypatch.setattr(services.services, "start", start)
+    with pytest.raises(SendError, match=says or "started"):
+        CliRunner().invoke(app, ["up", "--home", str(tmp_path)], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

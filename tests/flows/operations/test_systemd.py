@@ -29,6 +29,20 @@ def test_it_starts_the_services_of_its_home_with_the_settings_of_the_shell(unit)
     assert not any(line.startswith('Environment="HQINET_HOME') for line in lines)
 
 
+def test_it_has_what_lets_it_into_servers_and_stores(unit, monkeypatch):
+    names = ["PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"]
+    names += ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]
+    names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"]
+    for name in names:
+        monkeypatch.setenv(name, f"value of {name}")
+    monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere/api")
+    _, home = unit
+    lines = write_unit(home).read_text().splitlines()
+    for name in names:
+        assert f'Environment="{name}=value of {name}"' in lines
+    assert not any("PREFECT_API_URL" in line for line in lines)
+
+
 def test_nobody_else_can_read_its_secrets_not_even_who_has_the_old_one_open(unit):
     file, home = unit
     file.chmod(0o644)
