@@ -28,7 +28,7 @@ from pynetdicom import AE
 # other in busy loops and take minutes where a core is also wanted by something else.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# pynetdicom installs programs under the names of DCMTK's, which an activated environment finds first.
+# pynetdicom has programs of the names of DCMTK's, which an activated environment finds first.
 os.environ["PATH"] = os.pathsep.join(
     folder
     for folder in os.environ["PATH"].split(os.pathsep)
