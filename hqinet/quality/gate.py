@@ -230,7 +230,7 @@ def _texture(policy: Policy, challenger: Evidence) -> Outcome:
         passed=bool(abs(means[worst] - 1) <= policy.texture),
         figure=means[worst],
         required=required,
-        reason=f"the noise left in the {worst} has {means[worst]:.2f} of the mean frequency of "
+        reason=f"the noise left in the {worst} has {means[worst]:.4f} of the mean frequency of "
         f"full dose's, allowed {1 - policy.texture:.2g} to {1 + policy.texture:.2g}",
     )
 

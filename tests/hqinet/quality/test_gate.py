@@ -287,7 +287,7 @@ def test_better_in_psnr_and_worse_for_the_reader_is_refused():
     assert judged(same, study(**FAIR)).passed
     blotchy = judged(dict.fromkeys(GOOD, figures(0.2)), study(**FAIR))
     assert failed(blotchy) == {"texture of the noise left"}
-    assert "0.67 of the mean frequency of full dose's, allowed 0.9 to 1.1" in blotchy.reasons[0]
+    assert "0.6667 of the mean frequency of full dose's, allowed 0.9 to 1.1" in blotchy.reasons[0]
     blind = judged(same, study(**FAIR | {"detection": (0.8, 0.99)}))
     assert failed(blind) == {"detection of lesions"}
     assert "0.80 of low dose's (0.70 to 0.99) at 240 places of 4 patients" in blind.reasons[0]
