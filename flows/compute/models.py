@@ -21,6 +21,7 @@ from hqinet.restoration.precision import Precision, mixed
 from hqinet.restoration.restore import HUModel
 from hqinet.restoration.starter import RECIPE, required_starter, starter_envelope
 from hqinet.training.recipe import Recipe, load_recipe
+from storage.models.versions import CHAMPION
 from storage.provenance import code_version, is_exact
 
 if TYPE_CHECKING:
@@ -72,9 +73,6 @@ class Models:
         """
         if self._asked == STARTER:
             return self._starter()
-        # MLflow takes seconds to import, which the starter need not wait for.
-        from storage.models.versions import CHAMPION  # noqa: PLC0415
-
         registry = stores.registry()
         versions = registry.versions()
         if self._asked == CHAMPION and not any(CHAMPION in row.aliases for row in versions):
