@@ -1,8 +1,12 @@
-"""Lines of a service's log. It lies on the home's disk, which may be full: that ends nothing."""
+"""The logs of services, and their lines. They lie on the home's disk, which may be full: that ends nothing."""
 
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+LARGEST_LOG = 20_000_000
 
 
 def say(line: str) -> None:
@@ -19,3 +23,10 @@ def unfailing(say: Callable[[str], None]) -> Callable[[str], None]:
             say(line)
 
     return say_or_lose
+
+
+def open_log(file: Path) -> IO[bytes]:
+    """A log that is appended to; what grew large is kept once as `.1`."""
+    if file.exists() and file.stat().st_size > LARGEST_LOG:
+        file.replace(file.with_suffix(".log.1"))
+    return file.open("ab")

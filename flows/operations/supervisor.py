@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
-from typing import IO
 
 import psutil
 
 from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import processes
-from flows.operations.log import say
+from flows.operations.log import open_log, say
 from flows.operations.services import (
     LOOPBACK,
     POOLS,
@@ -52,7 +51,6 @@ PARTING = 7
 WORKERS_PARTING = 3
 SERVERS_PARTING = 3
 WATCH_NAME = "watch"
-LARGEST_LOG = 20_000_000
 
 
 class StopRequested(Exception):  # noqa: N818 - no error: it is what the operator asked for
@@ -118,13 +116,6 @@ class Child:
             process="" if own is None else processes.identity(own),
             starts=self.starts,
         )
-
-
-def open_log(file: Path) -> IO[bytes]:
-    """A log that is appended to; what grew large is kept once as `.1`."""
-    if file.exists() and file.stat().st_size > LARGEST_LOG:
-        file.replace(file.with_suffix(".log.1"))
-    return file.open("ab")
 
 
 def servers(home: Path, settings: Settings) -> list[Child]:
