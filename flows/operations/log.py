@@ -1,4 +1,4 @@
-"""The logs of services, and their lines. They lie on the home's disk, which may be full: that ends nothing."""
+"""The logs of services. They lie on the disk of the home, which may be full: that ends nothing."""
 
 from collections.abc import Callable
 from contextlib import suppress
