@@ -11,6 +11,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from pydicom import dcmread
 
 from flows import events, inbox, stores
 from flows.compute.sources import DenoiseResult
@@ -279,10 +280,12 @@ def test_without_its_model_no_study_is_tried(home, monkeypatch, tmp_path):
 
 def test_a_refused_series_ends_the_run_refused_and_is_told_of(home, heard, series, tmp_path):
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
-    series("L300", "Topogram", slices=1, attributes=scout).write(tmp_path / "study")
+    folder = series("L300", "Topogram", slices=1, attributes=scout).write(tmp_path / "study")
+    uid = dcmread(next(folder.iterdir())).SeriesInstanceUID
     state = denoise(str(tmp_path / "study"), str(tmp_path / "to"), return_state=True)
     assert state.name == REFUSED
-    assert "1 series refused, the first: Topogram: refused; " in state.message
+    assert f"1 series refused, the first: {uid}: refused; " in state.message
+    assert "Topogram" not in state.message
     (event,) = named(heard, "series.refused")
     assert event["payload"]["code"] == "localizer"
     assert str(tmp_path) not in str(event)
