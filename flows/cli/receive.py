@@ -37,12 +37,13 @@ def receive(
         )
         return
     home = homes.enter(home)
-    from flows.operations import receiver
+    from flows.operations import log, receiver
     from flows.settings import Settings
 
+    say = log.say if as_json else output.print_line
     settings, stop = Settings().receive, Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    taking = receiver.Receiver(home, known, settings.quiet, output.print_line)
-    output.print_line(f"{settings.ae_title} listens on {settings.host}:{settings.port}")
+    taking = receiver.Receiver(home, known, settings.quiet, say)
+    say(f"{settings.ae_title} listens on {settings.host}:{settings.port}")
     receiver.run(taking, settings, stop)

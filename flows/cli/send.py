@@ -26,7 +26,7 @@ def send(
     """Send a series by C-STORE or STOW-RS; what is not taken now waits in the home's outbox."""
     from flows.cli import output
     from flows.operations import destinations as known
-    from flows.operations import sender
+    from flows.operations import log, sender
     from flows.operations.outbox import Outbox
 
     there = known.read_destinations(destinations)
@@ -35,7 +35,7 @@ def send(
         stop = Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        sender.work(outbox, there, output.print_line, stop)
+        sender.work(outbox, there, log.say if as_json else output.print_line, stop)
         return
     target = known.known(there, to)
     job = outbox.put_again(folder, to)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.errors import FlowError
 from flows.operations import api, processes
 from flows.operations import home as homes
+from flows.operations.log import JSON_LINES
 from storage.stores import files
 
 LOOPBACK = "127.0.0.1"
@@ -158,6 +159,7 @@ def environment(home: Path, prefect: str) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "12",
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "5"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **JSON_LINES,
         "PYTHONUNBUFFERED": "1",
         **({api.CLIENTS: password} if password else {}),
     }

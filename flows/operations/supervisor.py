@@ -5,6 +5,7 @@ time that it ends soon. Told to stop, it ends workers and their runs before the 
 report to. It imports neither Prefect nor MLflow: what watches them must not share their troubles.
 """
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import psutil
 from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import processes
-from flows.operations.log import open_log, say
+from flows.operations.log import UVICORN, open_log, say
 from flows.operations.services import (
     LOOPBACK,
     POOLS,
@@ -137,6 +138,7 @@ def servers(home: Path, settings: Settings) -> list[Child]:
         command = [*python, "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
         command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
         command += ["--default-artifact-root", (folder / "artifacts").as_uri()]
+        command += ["--uvicorn-opts", f"--log-config {shlex.quote(str(UVICORN))}"]
         made.append(Child("mlflow", command, port))
     return made
 
@@ -153,7 +155,7 @@ def dicom(home: Path, settings: Settings) -> list[Child]:
         "send": settings.send.destinations is not None,
     }
     return [
-        Child(verb, [sys.executable, "-m", "flows.cli.main", verb, "--home", str(home)])
+        Child(verb, [sys.executable, "-m", "flows.cli.main", verb, "--json", "--home", str(home)])
         for verb, wanted in asked.items()
         if wanted
     ]

@@ -261,6 +261,21 @@ def test_the_operator_was_told_what_ended_badly_and_why(installation, second):
     assert sum("Series 1.2.3 is not sent to nowhere any more." in body for body in told) == 1, told
 
 
+def test_logs_are_json_lines_and_name_no_person(installation, second):
+    for log in (installation.home / "logs").glob("*.log"):
+        text = log.read_text()
+        assert "Name^" not in text, log
+        lines = text.splitlines()
+        if log.stem not in {"supervisor", "watch", "send"}:
+            # Prefect and MLflow greet whoever starts them.
+            lines = [line for line in lines if line.startswith("{")]
+        for line in map(json.loads, lines):
+            assert {"time", "message"} <= line.keys()
+    runs = (installation.home / "logs" / "worker-cpu.log").read_text()
+    name = installation.runs("promote-on-report")[0]["name"]
+    assert f'"flow_run": "{name}"' in runs
+
+
 def test_down_ends_workers_then_servers_within_fifteen_seconds(installation):
     logs = {log: log.stat().st_size for log in (installation.home / "logs").glob("*.log")}
     started = datetime.now().astimezone()
