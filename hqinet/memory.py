@@ -1,5 +1,6 @@
-"""How much memory a process may still take, whatever limits it: machine, container or batch job."""
+"""How much memory a process may still take, whatever limits it, and what it does with freed maps."""
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,26 @@ class _Names(NamedTuple):
 
 _V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _V2 = _Names("memory.max", "memory.current", "inactive_file")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Parameters of glibc's `mallopt`."""
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed maps for the next ones; glibc only.
+
+    It gives maps of a megabyte and more back at once, and the kernel clears each page of the next
+    one anew: a tenth of the time of a slice or a training step on a CPU. The process stays as large
+    as it once was.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    # Threads other than the first get arenas of their own, which are always given back.
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hqinet.errors import HqinetError
 from hqinet.intensity import HU_RANGE, denormalise, normalise
+from hqinet.memory import keep_freed_memory
 from hqinet.noise import noise_level
 from hqinet.restoration.tiles import within_memory
 from hqinet.samples.pairs import HuVolume
@@ -57,7 +58,10 @@ def restore(
     threads that share one wait for each other at every layer, and for whatever else runs. Raises
     InferenceError where the model fails, or returns NaN, infinity or another shape.
     """
-    cores = min(torch.get_num_threads(), batch) if torch.device(device).type == "cpu" else 1
+    cores = 1
+    if torch.device(device).type == "cpu":
+        cores = min(torch.get_num_threads(), batch)
+        keep_freed_memory()
     # A thread computes by itself: torch counts the threads of each thread anew.
     with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from _blocks(model, low, device, batch, pool)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hqinet.devices import DeviceError, bf16_is_faster, pick_device
+from hqinet.memory import keep_freed_memory
 from hqinet.networks.hqinet import build
 from hqinet.samples.batch import Batch, Sample, prepare
 from hqinet.samples.feed import Span, open_feed
@@ -103,6 +104,8 @@ def train(
         ranks = Ranks.current(pick_device(device))
     except DeviceError as error:
         raise TrainingError(str(error)) from error
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     state = fresh_state(recipe, training, validation, ranks.device, start)
     if ranks.first:
         remove_drafts(folder)
