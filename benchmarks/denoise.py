@@ -215,14 +215,17 @@ def halves(network: HUModel, low: np.ndarray) -> None:
 def dicom_to_dicom(folder: Path) -> None:
     """A whole restoration in this process against its network alone, on the same slices."""
     from flows.compute.models import Models, load
+    from flows.compute.precision import precision_for
     from flows.compute.restoration import Request, restore_alone
     from flows.settings import DenoiseSettings
     from storage.dicom.index import SeriesIndex
 
     (found,), _ = find_series(folder)
     used = Models("starter").resolve()
-    model = load(used, None, "cpu")
     low = np.stack(list(HuDecoder(found.root, order(found.headers, Limits(min_slices=1)))))
+    # Measured by the first series of a home alone.
+    precision = precision_for(used, None, "cpu", low)
+    model = load(used, None, "cpu", precision)
     list(rounded(model, low[:4]))
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -233,7 +236,7 @@ def dicom_to_dicom(folder: Path) -> None:
     alone = timed(lambda: list(rounded(model, low)))
     slices = len(low)
     print(
-        f"DICOM to DICOM, {slices} slices, {torch.get_num_threads()} threads: "
+        f"DICOM to DICOM in {precision}, {slices} slices, {torch.get_num_threads()} threads: "
         f"{whole[0] / slices:.3f} s a slice, the network alone {alone[0] / slices:.3f}: "
         f"{alone[0] / whole[0]:.2f} of its rate; by seconds of all cores "
         f"{whole[1] / slices:.3f} and {alone[1] / slices:.3f}: {alone[1] / whole[1]:.2f}"

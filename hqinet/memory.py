@@ -1,4 +1,4 @@
-"""How much memory a process may still take, whatever limits it, and what it does with freed maps."""
+"""Memory: how much a process may still take, whatever limits it, and what becomes of freed maps."""
 
 import ctypes
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """The verbs of the pipeline: ingest, train, evaluate, promote, all four, and the demonstration.
 
 Flows are imported inside the verbs: Prefect reads its settings when it is imported, and --home must
-be known by then. Recipes and the source's path are looked at before that, for mistakes in them are
-the usual ones, and a home and a server take seconds.
+be known by then. Recipes, the source's path and the dataset are looked at before that, for mistakes
+in them are the usual ones, and a server takes seconds.
 """
 
 import os
@@ -120,12 +120,12 @@ def train(
         recipe = readable_recipe(recipe, overrides)
     require(home)
     enter(home)
-    from flows import train as flow
     from flows.cli import output
-    from flows.compute.distributed import join
     from flows.settings import Settings
 
     if (settings := Settings().train).node:
+        from flows.compute.distributed import join
+
         with quiet():
             join(settings)
         output.answer(
@@ -134,6 +134,9 @@ def train(
             as_json=as_json,
         )
         return
+    require_dataset(commit)
+    from flows import train as flow
+
     with orchestrated():
         result = flow.train(recipe or "fast", commit, resume, overrides or [], start).model_dump()
     output.answer(result, output.print_training, as_json=as_json)
@@ -149,6 +152,7 @@ def evaluate(
     """Restore and measure the patients of a split, and write a report."""
     require(home)
     enter(home)
+    require_dataset(commit)
     from flows import evaluate as flow
     from flows.cli import output
 
@@ -170,6 +174,7 @@ def promote(
         raise typer.BadParameter("--rollback goes back to the champion before, whichever it is")
     require(home)
     enter(home)
+    require_dataset(commit)
     from flows import promote as flow
     from flows.cli import output
 
@@ -224,6 +229,13 @@ def demo(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     if not as_json:
         output.print_line(flow.NOTICE)
     output.answer(result, output.print_pipeline, as_json=as_json)
+
+
+def require_dataset(commit: int | None) -> None:
+    """Raise DatasetError if there is no dataset, or no such commit in it."""
+    from flows import stores
+
+    stores.dataset().snapshot(commit)
 
 
 def ingest_settings(cohort_file: Path | None) -> "IngestSettings":

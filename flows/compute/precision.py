@@ -21,7 +21,7 @@ from storage.stores import files
 logger = logging.getLogger(__name__)
 LEAST_SIDE = 256
 """Rows and columns of the slices that are measured on: of smaller ones both take no time."""
-WINDOWS = 2
+WINDOWS = 3
 
 
 def precision_for(
@@ -61,7 +61,7 @@ def _measured(used: UsedModel, dose: float | None, device: str, low: NDArray[np.
     if not bf16_is_faster(torch.device("cpu")):
         return Choice(precision="float32")
     exact, faster = (load(used, dose, device, name) for name in ("float32", "mixed"))
-    middle = len(low) // 2
-    windows = read_windows(low, middle, min(middle + WINDOWS, len(low)))
+    first = max(len(low) // 2 - WINDOWS // 2, 0)
+    windows = read_windows(low, first, min(first + WINDOWS, len(low)))
     hu = torch.from_numpy(windows).float()
     return choose(exact, faster, hu, find_body(hu[:, 1]))

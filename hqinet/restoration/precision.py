@@ -27,7 +27,6 @@ EXTREME_HU = 2.0
 """... and in one pixel of a thousand."""
 WORTHWHILE = 1.1
 """Times as fast as float32 that it must be."""
-REPEATS = 3
 
 
 class Choice(BaseModel):
@@ -80,32 +79,31 @@ def _cast(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...]], tuple[An
 def choose(exact: HUModel, faster: HUModel, windows: Tensor, body: Tensor) -> Choice:
     """Measure both on some windows, and choose mixed where it is WORTHWHILE and within bounds.
 
-    `windows`: (n, 3, rows, columns) HU; `body`: (n, rows, columns) bool, where the error counts.
+    `windows`: (n, 3, rows, columns) HU, restored one by one, of which the quickest counts;
+    `body`: (n, rows, columns) bool, where the error counts.
     """
-    # On one thread, as slices are restored: torch counts the threads of each thread anew.
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
-        error = thread.submit(_errors, exact, faster, windows).result()[:, 0][body].numpy()
-        seconds = {
-            name: min(thread.submit(_seconds, model, windows[:1]).result() for _ in range(REPEATS))
-            for name, model in (("float32", exact), ("mixed", faster))
-        }
+    # A thread each, as slices are restored, so that either has the other beside it: torch counts
+    # the threads of each thread anew.
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        both = threads.map(_restored, (exact, faster), (windows, windows))
+        (expected, slow), (got, quick) = both
+    seconds = {"float32": slow, "mixed": quick}
+    error = (got - expected).abs()[:, 0][body].numpy()
     if not len(error):
         return Choice(precision="float32", seconds=seconds)
     mean, extreme = float(error.mean()), float(np.quantile(error, 0.999))
-    wins = seconds["float32"] > WORTHWHILE * seconds["mixed"]
     within = mean <= MEAN_HU and extreme <= EXTREME_HU
-    precision: Precision = "mixed" if wins and within else "float32"
+    precision: Precision = "mixed" if slow > WORTHWHILE * quick and within else "float32"
     return Choice(precision=precision, seconds=seconds, mean=mean, extreme=extreme)
 
 
 @torch.inference_mode()
-def _errors(exact: HUModel, faster: HUModel, windows: Tensor) -> Tensor:
-    return torch.cat([(faster(one) - exact(one)).abs() for one in windows.split(1)])
-
-
-@torch.inference_mode()
-def _seconds(model: HUModel, window: Tensor) -> float:
-    # Of this thread: what else runs on the machine does not decide.
-    start = time.thread_time()
-    model(window)
-    return time.thread_time() - start
+def _restored(model: HUModel, windows: Tensor) -> tuple[Tensor, float]:
+    """The middle slices of the windows, and the seconds of a core for the quickest of them."""
+    restored, seconds = [], []
+    for window in windows.split(1):
+        # Of this thread: what else runs on the machine does not decide.
+        start = time.thread_time()
+        restored.append(model(window))
+        seconds.append(time.thread_time() - start)
+    return torch.cat(restored), min(seconds)

@@ -59,7 +59,7 @@ def test_the_first_series_of_a_model_decides_and_the_choice_is_kept(measured, us
     assert precision_for(replace(used, identity="another"), None, "cpu", volume()) == "mixed"
     file.write_text("{")
     assert precision_for(used, None, "cpu", volume()) == "mixed"
-    assert measured == [1, 2, 2]
+    assert measured == [1, 3, 3]
 
 
 def test_small_slices_and_gpus_decide_nothing(measured, used, monkeypatch):

@@ -168,8 +168,8 @@ def test_nothing_in_the_file_needs_pickles_code(model: Exported) -> None:
             torch.load(io.BytesIO(archive.read(name)), weights_only=True)
 
 
-def test_runs_without_this_project(tmp_path: Path) -> None:
-    model = exported("noise_residual", tmp_path)
+@pytest.mark.parametrize("model", ["noise_residual"], indirect=True)
+def test_runs_without_this_project(model: Exported, tmp_path: Path) -> None:
     windows = hu(2, 50, 70)
     torch.save(windows, tmp_path / "windows.pt")
     script = (
