@@ -14,7 +14,7 @@ def command(hqinet, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(command, real_data) -> dict:
-    shorter = ["--set", "schedule.steps_per_epoch=30"]
+    shorter = ["--set", "schedule.steps_per_epoch=20"]
     return command.json("pipeline", real_data / "ldct-mini", "--recipe", "demo", *shorter)
 
 
