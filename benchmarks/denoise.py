@@ -229,8 +229,11 @@ def dicom_to_dicom(folder: Path) -> None:
     list(rounded(model, low[:4]))
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        settings = DenoiseSettings(model="starter", device="cpu")
-        request = Request(folder, place / "out", place, SeriesIndex(place / "index"), settings)
+        settings, index = (
+            DenoiseSettings(model="starter", device="cpu"),
+            SeriesIndex(place / "index"),
+        )
+        request = Request(folder, place / "out", place, index, index, settings)
         request.target.mkdir()
         whole = timed(lambda: restore_alone(request, (found, used)))
     alone = timed(lambda: list(rounded(model, low)))

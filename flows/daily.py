@@ -17,7 +17,7 @@ from flows.operations import queue
 from flows.operations.day import DayReport
 from flows.settings import Settings
 from hqinet.restoration.drift import Observed, drift
-from storage.dicom.index import Entry
+from storage.dicom.index import Entry, SeriesIndex
 from storage.models.versions import CHAMPION
 
 KEPT = Observed.model_fields.keys()
@@ -46,7 +46,7 @@ def report_day(hours: float = 24) -> DayReport:
         bad_ends=queue.bad_ends(url, since),
         queue=queue.look(url),
         free_gib=round(shutil.disk_usage(home).free / 2**30, 1),
-        drift=drifted(entries),
+        drift=drifted(_live(stores.restored(), stores.refused())),
     )
     report.write(home)
     create_markdown_artifact(key="day", markdown=report.markdown(), description="the last day")
@@ -58,8 +58,14 @@ def report_day(hours: float = 24) -> DayReport:
 
 def live_entries() -> list[Entry]:
     """The series that were restored for use, in the order of their restoration."""
+    return _live(stores.restored())
+
+
+def _live(*indices: SeriesIndex) -> list[Entry]:
     aside = str(shadows.folder())
-    return [row for row in stores.restored().entries() if not row.folder.startswith(aside)]
+    entries = [row for index in indices for row in index.entries()]
+    live = [row for row in entries if not row.folder.startswith(aside)]
+    return sorted(live, key=lambda row: row.record.begun)
 
 
 def seconds_a_slice(entries: list[Entry]) -> float | None:

@@ -69,7 +69,8 @@ def _publish(result: DenoiseResult) -> None:
             [
                 {
                     "series": identified(row),
-                    **row.model_dump(include={"outcome", "code", "reasons"}),
+                    **row.model_dump(include={"outcome", "code", "model", "slices", "seconds"}),
+                    "reasons": [*row.reasons, *row.warnings],
                 }
                 for row in result.series
             ],

@@ -8,8 +8,11 @@ import logging
 from pathlib import Path
 
 from prefect import flow, get_run_logger, tags
+from prefect.artifacts import create_table_artifact
 from pydantic import BaseModel
+from pydicom.uid import UID
 
+from flows import stores
 from flows.compute.models import Models
 from flows.compute.restoration import SeriesOutcome
 from flows.compute.sources import DenoiseResult
@@ -70,10 +73,14 @@ def ingest_inbox(
         return _result([], [arrival], taken)
     if prefix is not None:
         prefix.fetch()
+    dataset = stores.dataset()
+    dataset.create()
+    before = dataset.snapshot().commit
     with tags(AUTOMATIC):
         outcome = ingest(shown_source(arrival.path, settings), None, settings, cluster)
     taken.add(arrival)
-    name = REFUSED if outcome.refused else None
+    # What stood refused before is no news.
+    name = REFUSED if outcome.refused and outcome.commit > before else None
     return ended(_result([arrival], [], taken), name, refusals_in_a_line(outcome))
 
 
@@ -83,6 +90,7 @@ def denoise_inbox(
     destination: str = "denoised",
     quiet: float = QUIET,
     settings: DenoiseSettings = DEFAULTS.denoise,
+    strict: bool = False,
 ) -> InboxResult:
     """Restore every study of the inbox, one folder, zip or file each, that lies quiet and is new.
 
@@ -91,7 +99,10 @@ def denoise_inbox(
         destination: Folder for the derived series, one folder each; relative as above.
         quiet: Seconds without a change after which a study is taken.
         settings: Which series, which model, how much.
+        strict: Refuse what lies outside of the model's training data, whatever settings say.
     """
+    # One parameter of a deployment that is given by itself: others are as the environment has them.
+    settings = settings.model_copy(update={"strict": strict or settings.strict})
     folder, taken, put_off = require_inbox(inbox), _taken("denoise"), PutOff(_memory("put-off"))
     arrivals = [look_at(path) for path in sorted(folder.iterdir())]
     due = [x for x in arrivals if taken.lacks(x, quiet) and x not in put_off]
@@ -99,22 +110,25 @@ def denoise_inbox(
         # Without a model, no study can be restored.
         Models(settings.model).resolve()
     results: list[DenoiseResult] = []
-    failures: list[Exception] = []
+    failures: dict[str, Exception] = {}
     for arrival in due:
         try:
             result = _restored(arrival, destination, settings)
             queue_for_sending(result)
             taken.add(arrival)
         except Exception as error:  # noqa: BLE001 - it keeps no other study from being restored
-            failures.append(error)
+            failures[_shown(arrival)] = error
             put_off.add(arrival)
         else:
             results.append(result)
     said = _summary(results)
     if failures:
+        rows = [{"study": name, "why": str(error)} for name, error in failures.items()]
+        create_table_artifact(key="failed-studies", table=rows, description="tried again later")
+        first = rows[0]
         raise StudiesFailedError(
             f"{len(failures)} of {len(due)} studies could not be restored, the first: "
-            f"{failures[0]}; of the others {said}"
+            f"{first['study']}: {first['why']}; of the others {said}"
         )
     waiting = [arrival for arrival in arrivals if arrival not in due]
     name = QUARANTINED if _count(results, "quarantined") else None
@@ -138,6 +152,12 @@ def _restored(arrival: Arrival, destination: str, settings: DenoiseSettings) -> 
         result = DenoiseResult(destination=destination, series=[refused])
         tell(result)
         return result
+
+
+def _shown(arrival: Arrival) -> str:
+    """What a study is called to the operator: its UID, or a digest; a name may be a person's."""
+    name = arrival.path.name
+    return name if UID(name).is_valid else f"study of digest {arrival.digest[:12]}"
 
 
 def _summary(results: list[DenoiseResult]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
@@ -20,6 +20,8 @@ from storage.models.promotions import Entry, History
 from storage.models.versions import CHAMPION, PREVIOUS, ModelVersion
 
 POLICY = Settings().policy
+RUN = "flow_run"
+"""In an entry's details: the flow run that made it, which may be started again after it did."""
 
 
 class PromoteResult(BaseModel):
@@ -51,9 +53,16 @@ def promote(
     version = stores.registry().version("latest" if model is None else model)
     snapshot = stores.dataset().snapshot(commit)
     seen = evidence_of(version.version)
-    details = {"policy": policy, "shadow": None if seen is None else seen.model_dump()}
+    details = {
+        RUN: runtime.flow_run.id,
+        "policy": policy,
+        "shadow": None if seen is None else seen.model_dump(),
+    }
     while True:
         history = repair()
+        if (before := _made_before(history)) is not None:
+            entry, verdict = before, gate.Verdict.model_validate(before.details)
+            break
         rival = champion(history)
         verdict = judge_version(version, rival, snapshot, rules)
         entry = Entry(
@@ -84,20 +93,10 @@ def promote(
 def rollback_promotion() -> PromoteResult:
     """Give the alias champion back to the version that had it before."""
     history = stores.promotions().read()
-    *earlier, last = history.succession or [None]
-    there = {row.version for row in stores.versions()}
-    target = next((version for version in reversed(earlier) if version in there), None)
-    if target is None:
-        raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
-    entry = Entry(
-        action="rollback",
-        candidate=target,
-        champion=last,
-        passed=True,
-        commit=None,
-        details={},
-    )
-    stores.promotions().append(entry, history)
+    entry = _made_before(history)
+    if entry is None:
+        entry = _step_back(history)
+        stores.promotions().append(entry, history)
     update_aliases()
     tag_verdict(entry)
     events.champion_changed(entry.candidate, entry.champion)
@@ -110,6 +109,27 @@ def rollback_promotion() -> PromoteResult:
         reasons=[],
         rules=[],
     )
+
+
+def _step_back(history: History) -> Entry:
+    *earlier, last = history.succession or [None]
+    there = {row.version for row in stores.versions()}
+    target = next((version for version in reversed(earlier) if version in there), None)
+    if target is None:
+        raise PromotionError("there is no earlier champion to go back to; see `hqinet models`")
+    return Entry(
+        action="rollback",
+        candidate=target,
+        champion=last,
+        passed=True,
+        commit=None,
+        details={RUN: runtime.flow_run.id},
+    )
+
+
+def _made_before(history: History) -> Entry | None:
+    """The entry that an earlier attempt of this flow run made before its machine died."""
+    return next((e for e in history.entries if e.details.get(RUN) == runtime.flow_run.id), None)
 
 
 @task(cache_policy=NO_CACHE)

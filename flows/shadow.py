@@ -16,10 +16,11 @@ from flows.compute import shadows
 from flows.compute.sources import restore_source
 from flows.evaluations import champion
 from flows.operations.arrivals import Taken, look_at, require_inbox
-from flows.settings import ClusterSettings, DenoiseSettings, Settings
+from flows.settings import ClusterSettings, Settings
 from storage.errors import UnusableSourceError
 
 DEFAULTS = Settings()
+DAY = 24 * 3600
 QUIET = 60
 """Seconds without a change after which a study is taken."""
 
@@ -35,6 +36,7 @@ class ShadowResult(BaseModel):
 def shadow(
     inbox: str = "denoise-inbox",
     quiet: float = QUIET,
+    days: float = 7,
     cluster: ClusterSettings = DEFAULTS.cluster,
 ) -> ShadowResult:
     """Restore the live studies with the newest version, if it is not the champion.
@@ -42,6 +44,7 @@ def shadow(
     Args:
         inbox: Folder of studies; a relative one lies in the home.
         quiet: Seconds without a change after which a study is taken.
+        days: Studies that came before that are passed over: a version need not restore years.
         cluster: Where Dask runs.
     """
     versions, standing = stores.versions(), champion()
@@ -51,10 +54,11 @@ def shadow(
         return ShadowResult(version=None, outcomes={})
     home, outcomes = Settings().home.absolute(), Counter[str]()
     taken = Taken(home / "taken" / f"shadow-{newest}.json")
-    settings = DenoiseSettings(model=str(newest))
+    # All else as the champion has it.
+    settings = Settings().denoise.model_copy(update={"model": str(newest)})
     for path in sorted(require_inbox(inbox).iterdir()):
         arrival = look_at(path)
-        if not taken.lacks(arrival, quiet):
+        if arrival.age > days * DAY or not taken.lacks(arrival, quiet):
             continue
         # Of what holds no images, the inbox itself has told.
         with suppress(UnusableSourceError):

@@ -38,7 +38,8 @@ def show(what: str, model: str) -> Image.Image:
         ShowError: there is no such thing.
     """
     path = Path(what)
-    if path.exists():
+    # A delivery's folders are called after its patients.
+    if path.is_file() or (path.is_dir() and any(path.glob("*.dcm"))):
         return show_series(path)
     known = (e.folder for e in stores.restored().entries() if e.record.series == what)
     folder = next((Path(folder) for folder in known if Path(folder).is_dir()), None)

@@ -85,6 +85,13 @@ def restored() -> "SeriesIndex":
     return SeriesIndex(Settings().home.absolute() / "restored")
 
 
+def refused() -> "SeriesIndex":
+    """What was measured of series that were not restored, since no model of ours knows such."""
+    from storage.dicom.index import SeriesIndex  # noqa: PLC0415 - as above
+
+    return SeriesIndex(Settings().home.absolute() / "refused")
+
+
 def memory() -> Path:
     """The folder for what ingest remembers between two deliveries."""
     return Settings().home.absolute() / "scan"

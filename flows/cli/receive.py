@@ -28,8 +28,13 @@ def receive(
     known = read_rules(rules)
     if explain is not None:
         from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
 
-        target, rule = known.route(dcmread(explain, stop_before_pixels=True))
+        try:
+            header = dcmread(explain, stop_before_pixels=True)
+        except InvalidDicomError as error:
+            raise typer.BadParameter(f"{explain} is no DICOM file") from error
+        target, rule = known.route(header)
         by = "no rule" if rule is None else f"rule {rule}"
         made = {"to": target, "rule": rule}
         output.answer(

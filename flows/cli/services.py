@@ -33,10 +33,14 @@ def up(
     enter(home)
     home = home.expanduser().absolute()
     from flows.operations.destinations import require_destinations
+    from flows.operations.routing import read_rules
     from flows.settings import Settings
 
+    homes.settle_paths()
+    settings = Settings()
     # A mistake in a variable is better said here than in a log.
-    require_destinations(Settings().send)
+    require_destinations(settings.send)
+    read_rules(settings.receive.rules)
     if as_unit:
         made = {"unit": str(systemd.write_unit(home))}
         output.answer(made, _print_unit, as_json=as_json)

@@ -44,7 +44,7 @@ def new_record(
         software=code_version(),
         # Of this machine's zone, as the scanner's times usually are.
         begun=datetime.now().astimezone(),
-        lineage=used.lineage,
+        lineage=_public(used),
     )
 
 
@@ -58,7 +58,6 @@ def derivation_of(used: UsedModel, settings: DenoiseSettings, record: SeriesReco
         text += " Small maps were computed in bf16."
     if record.warnings:
         text += " Outside the training data: " + "; ".join(record.warnings) + "."
-    said = {name: value for name, value in used.lineage.items() if not name.endswith("patients")}
     return Derivation(
         series=record.series,
         model=used.name,
@@ -66,9 +65,14 @@ def derivation_of(used: UsedModel, settings: DenoiseSettings, record: SeriesReco
         software=record.software,
         options=record.options,
         description=text,
-        contribution="; ".join(f"{name} {value}" for name, value in said.items()),
+        contribution="; ".join(f"{name} {value}" for name, value in _public(used).items()),
         time=record.begun,
         compression=record.compression,
         keep_manufacturer=settings.keep_manufacturer,
         keep_private=settings.keep_private,
     )
+
+
+def _public(used: UsedModel) -> dict[str, str]:
+    """The lineage without the patients trained on: a series goes where they must not be known."""
+    return {name: value for name, value in used.lineage.items() if not name.endswith("patients")}

@@ -86,6 +86,11 @@ def _compared(said: Sequence[Statement], record: SeriesRecord, device: str) -> t
             f"model {record.model} is {used.identity[:12]} here, and was {record.identity[:12]} "
             "when the series was made: use the home or registry that it was made with"
         )
+    if record.precision == "mixed" and used.network is None:
+        raise ReplayError(
+            f"it was made in mixed precision by HQINet {record.software}, whose code alone builds "
+            f"model {record.model} for that: replay it with that version"
+        )
     path = Path(record.source_path)
     scratch = tempfile.TemporaryDirectory(dir=stores.scratch())
     with scratch as folder, opened(path, stores.scratch()) as place:

@@ -37,13 +37,13 @@ from storage.dicom.limits import Limits
 from storage.dicom.series import Series, order
 from storage.dicom.source_images import changed_values, source_images
 from storage.dicom.stored_words import StoredWords, decoded
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreError
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules, Role, read_cohort_file
 from storage.refusals import Refusal
 
 logger = logging.getLogger("hqinet.restoration")
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 LEAST_SLICES = Limits(min_slices=1)
 """A restoration needs no neighbours: a single slice is a series, too."""
 
@@ -78,12 +78,14 @@ class Request:
         target: folder in which each derived series gets a folder.
         scratch: folder for volumes under construction.
         index: knows where every derived series of the home lies.
+        refused: keeps what was measured of series that lay outside of the envelope.
     """
 
     source: Path
     target: Path
     scratch: Path
     index: SeriesIndex
+    refused: SeriesIndex
     settings: DenoiseSettings
 
 
@@ -169,6 +171,12 @@ def _prepared(
     said["series"] = record.series
     if place.is_done(digest, settings.compress):
         return _done_before(place, settings, said)
+    known = place.record()
+    if known is not None and known.instances > len(series.slices):
+        raise StoreError(
+            f"{place.final} holds {known.instances} slices of this series, and these are "
+            f"{len(series.slices)}: choose another destination for a part of it"
+        )
     before = place.quarantined(digest, removal_limits(settings).model_dump_json())
     if before is not None and not (before.warnings and settings.strict):
         said |= {"reasons": before.quarantined, "code": before.code}
@@ -181,15 +189,16 @@ def _prepared(
         facts = _facts(found, series, low, settings)
         warnings, unjudged = _beside_training(facts, used)
         said |= {"warnings": warnings, "unjudged": unjudged}
+        record = record.model_copy(
+            update={"warnings": warnings, "unjudged": unjudged, "measured": seen_of(facts)}
+        )
         if warnings and settings.strict:
             scratch.cleanup()
+            request.refused.note(record, place.final)
             return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
     except BaseException:
         scratch.cleanup()
         raise
-    record = record.model_copy(
-        update={"warnings": warnings, "unjudged": unjudged, "measured": seen_of(facts)}
-    )
     return Prepared(found, series, used, place, record, low, words, scratch, said)
 
 
@@ -234,6 +243,9 @@ def _restored_or_not(
     precision = precision_for(prepared.used, settings.dose, settings.device, prepared.low)
     record = prepared.record.model_copy(update={"precision": precision})
     with place.begin(record) as record:
+        if prepared.used.network is None:
+            # An attempt before, by the code that made the model, may have begun in another one.
+            record = record.model_copy(update={"precision": "float32"})
         try:
             restored = _restored(request, prepared, record, advance)
             removal = judge_removal(prepared.low, restored)

@@ -68,7 +68,9 @@ def restore_source(
             for one in found
             if (reason := aside[one.uid])
         ]
-        request = Request(source, target, stores.scratch(), stores.restored(), settings)
+        request = Request(
+            source, target, stores.scratch(), stores.restored(), stores.refused(), settings
+        )
         with SliceDisplay(sum(map(_slices, chosen))) as display:
             ended = restored(request, chosen, cluster, display)
             for number, outcome in enumerate(ended, 1):
@@ -116,10 +118,9 @@ def _here(
 
     with ThreadPoolExecutor(1) as reader:
         coming = [reader.submit(prepared, one) for one in chosen[:1]]
-        for found, following in zip(chosen, [*chosen[1:], None], strict=True):
+        for number, found in enumerate(chosen, 1):
             read = coming.pop().result()
-            if following is not None:
-                coming.append(reader.submit(prepared, following))
+            coming = [reader.submit(prepared, one) for one in chosen[number : number + 1]]
             if isinstance(read, Prepared):
                 yield restore_series(request, read, display.advance)
             else:

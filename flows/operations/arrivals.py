@@ -142,7 +142,9 @@ def as_prefix(inbox: str, home: Path) -> Prefix | None:
     if "://" not in inbox:
         return None
     location = Location(inbox)
-    return Prefix(location, home / "mirrors" / location.url.rpartition("/")[2])
+    # Two buckets may have a prefix of one name; the cohort is called after it.
+    of_url = hashlib.sha256(location.url.encode()).hexdigest()[:8]
+    return Prefix(location, home / "mirrors" / of_url / location.url.rpartition("/")[2])
 
 
 def require_inbox(inbox: str) -> Path:

@@ -7,7 +7,9 @@ Run (`python -m ...`) by the supervisor in a process of its own, for it imports 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists
@@ -18,11 +20,18 @@ from flows.operations import automations
 from flows.operations.services import POOLS, make_folders
 from flows.settings import Settings
 
+TAG = "hqinet"
+"""Of all deployments of ours."""
 FILE = Path(__file__).parents[2] / "prefect.yaml"
 
 
 class DeploymentError(FlowError):
     """What cannot be deployed; one line."""
+
+
+def declared() -> list[dict[str, Any]]:
+    """The deployments of prefect.yaml."""
+    return yaml.safe_load(FILE.read_text())["deployments"]
 
 
 def make_pools() -> None:
@@ -54,12 +63,25 @@ def deploy() -> None:
         raise DeploymentError(f"Prefect refuses {FILE}: what it says stands above")
 
 
+def remove_former() -> None:
+    """Remove deployments of ours that the file has no more, as of an earlier version.
+
+    They would go on by their schedules beside those that took their place.
+    """
+    named = {row["name"] for row in declared()}
+    with get_client(sync_client=True) as client:
+        for row in client.read_deployments():
+            if TAG in row.tags and row.name not in named:
+                client.delete_deployment(row.id)
+
+
 def main() -> None:
     """Folders of the home, pools, deployments, automations."""
     settings = Settings()
     make_folders(settings.home.absolute())
     make_pools()
     deploy()
+    remove_former()
     automations.apply(settings.services)
 
 

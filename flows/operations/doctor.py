@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import httpx
@@ -70,6 +70,7 @@ def examine(home: Path) -> list[Check]:
         "workers": workers,
         "services": running,
         "servers": servers,
+        "chain": chain,
         "operator": operator,
         "outbox": outbox,
     }
@@ -276,7 +277,7 @@ def _servers(home: Path) -> dict[str, str]:
 def _problem(name: str, url: str) -> str | None:
     """What is wrong with a server."""
     try:
-        with api.client(url.rstrip("/"), TIMEOUT) as client:
+        with _client(name, url.rstrip("/")) as client:
             answer = client.get(VERSIONS[name]).raise_for_status()
     except httpx.HTTPStatusError as error:
         return f"{name} at {url} answers {error.response.status_code}"
@@ -296,11 +297,21 @@ def _problem(name: str, url: str) -> str | None:
     )
 
 
+def _client(name: str, url: str) -> httpx.Client:
+    """A client with the password of its own server."""
+    if name == "prefect":
+        return api.client(url, TIMEOUT)
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    return httpx.Client(base_url=url, timeout=TIMEOUT, auth=(user, password) if user else None)
+
+
 def outbox(home: Path) -> Check:
     """Nothing that was to be sent was given up, and its destinations are known and answer."""
     destinations = read_destinations(Settings().send.destinations)
     box = Outbox(home)
     lost = [name for name in Settings().send.restored if name not in destinations]
+    lost += [name for name in box.destinations() if name not in {*destinations, *lost}]
     given_up = {name: len(jobs) for name in destinations if (jobs := box.given_up(name))}
     if lost or given_up:
         found = [f"no destination {name!r}" for name in lost]
@@ -319,6 +330,42 @@ def outbox(home: Path) -> Check:
     waiting = {name: len(box.waiting(name)) for name in destinations}
     found = ", ".join(f"{number} for {name}" for name, number in waiting.items())
     return Check(name="outbox", found=found or "no destinations")
+
+
+def chain(home: Path) -> Check:
+    """All of prefect.yaml is on the services' server, with its schedules and triggers at work."""
+    known = services.read(home)
+    if known is None or not known.is_up:
+        return Check(name="chain", outcome="note", found="services are down")
+    with api.client(known.prefect, TIMEOUT) as client:
+        there = client.post("/deployments/filter", json={}).raise_for_status().json()
+        automations = client.post("/automations/filter", json={}).raise_for_status().json()
+    # They import Prefect, which takes seconds.
+    from flows.operations.deployment import declared  # noqa: PLC0415
+
+    broken = {row["name"]: why for row in declared() if (why := _broken(row, there, automations))}
+    return Check(
+        name="chain",
+        outcome="failure" if broken else "ok",
+        found="; ".join(f"{name}: {why}" for name, why in broken.items()) or "all deployed",
+        advice="turn it on on Prefect's page, or `hqinet down` and `hqinet up`" if broken else "",
+    )
+
+
+def _broken(
+    row: dict[str, Any], there: list[dict[str, Any]], automations: list[dict[str, Any]]
+) -> str | None:
+    """Why a deployment of the file would not do its work."""
+    found = next((one for one in there if one["name"] == row["name"]), None)
+    if found is None:
+        return "not deployed"
+    if found["paused"] or not all(schedule["active"] for schedule in found["schedules"]):
+        return "paused"
+    ours = [
+        one["enabled"] and any(do.get("deployment_id") == found["id"] for do in one["actions"])
+        for one in automations
+    ]
+    return "its trigger is off or gone" if sum(ours) < len(row.get("triggers", [])) else None
 
 
 def operator(home: Path) -> Check:

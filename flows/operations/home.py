@@ -66,6 +66,24 @@ def require(home: Path) -> None:
         )
 
 
+FOLDERS = ("HQINET_DATASET",)
+FILES = (
+    *("HQINET_INGEST__COHORT_FILE", "HQINET_INGEST__DETECTOR", "HQINET_DENOISE__COHORT_FILE"),
+    *("HQINET_RECEIVE__CERTIFICATE", "HQINET_RECEIVE__KEY", "HQINET_RECEIVE__AUTHORITY"),
+    *("HQINET_RECEIVE__RULES", "HQINET_SEND__DESTINATIONS", "HQINET_RECIPE", "HQINET_POLICY"),
+)
+"""Settings that name a path, or a recipe or policy that is known by its name."""
+
+
+def settle_paths() -> None:
+    """Make relative paths in settings absolute: what they start runs in its home, not here."""
+    for name in (*FOLDERS, *FILES):
+        value = os.environ.get(name, "")
+        is_path = "://" not in value if name in FOLDERS else Path(value).is_file()
+        if value and is_path:
+            os.environ[name] = str(Path(value).expanduser().absolute())
+
+
 def inherit() -> None:
     """Take the home that the environment names, as a flow run started by a worker must."""
     home = Path(os.environ.get("HQINET_HOME", DEFAULT)).expanduser().absolute()

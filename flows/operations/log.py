@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -52,7 +54,16 @@ def unfailing(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def open_log(file: Path) -> IO[bytes]:
-    """A log that is appended to; what grew large is kept once as `.1`."""
-    if file.exists() and file.stat().st_size > LARGEST_LOG:
-        file.replace(file.with_suffix(".log.1"))
+    """A log that is appended to, also after `shorten`."""
     return file.open("ab")
+
+
+def shorten(folder: Path) -> None:
+    """Keep what grew large in the logs of a folder once as `.1`, and begin them anew.
+
+    Services write on: what they print between the copy and the cut is lost.
+    """
+    for file in folder.glob("*.log"):
+        if file.stat().st_size > LARGEST_LOG:
+            shutil.copyfile(file, file.with_suffix(".log.1"))
+            os.truncate(file, 0)

@@ -96,6 +96,10 @@ class Outbox:
         self._note(job, "queued")
         return job
 
+    def destinations(self) -> list[str]:
+        """Those for which something waits, or was given up; a destinations file may name others."""
+        return sorted(name.name for name in self._folder.glob("*") if any(name.rglob("*.json")))
+
     def waiting(self, destination: str) -> list[Job]:
         """All jobs of a destination, the oldest first."""
         return sorted(_jobs(self._folder / destination), key=lambda job: job.queued)

@@ -10,6 +10,7 @@ import re
 import shutil
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from threading import Event as Flag
@@ -102,8 +103,9 @@ class Receiver:
             ("NumberOfStudyRelatedInstances", place.parents[1]),
             ("NumberOfSeriesRelatedInstances", place.parent),
         ):
-            if number := header.get(keyword):
-                self._expected[folder] = int(number)
+            with suppress(ValueError, TypeError):
+                if (number := int(header.get(keyword))) > 0:
+                    self._expected[folder] = number
 
     def _has_all(self, folder: Path) -> bool:
         expected = self._expected.get(folder)
@@ -163,7 +165,8 @@ class Receiver:
         place = self._home / FOLDERS[target] / series.parent.name / series.name
         place.mkdir(parents=True, exist_ok=True)
         for image in images:
-            image.replace(place / image.name)
+            # An inbox may lie on another disk.
+            shutil.move(image, place / image.name)
         series.rmdir()
         note(self._home, series.name, "received", **facts)
         return place

@@ -70,8 +70,11 @@ def reach(to: Destination) -> None:
     association = _associate([build_context(Verification)], to)
     if not association.is_established:
         raise SendError(f"{_name(to)} takes no association: is it up, and does it know us?")
-    association.send_c_echo()
+    code = association.send_c_echo().get("Status")
     association.release()
+    if code != SUCCESS:
+        answer = "nothing" if code is None else f"{code:#06x}"
+        raise SendError(f"{_name(to)} answers {answer} to C-ECHO")
 
 
 def _c_store(images: list[Path], to: Entity) -> None:

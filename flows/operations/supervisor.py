@@ -21,7 +21,7 @@ import psutil
 from flows.errors import FlowError
 from flows.operations import home as homes
 from flows.operations import processes
-from flows.operations.log import UVICORN, open_log, say
+from flows.operations.log import UVICORN, open_log, say, shorten
 from flows.operations.services import (
     LOOPBACK,
     POOLS,
@@ -244,6 +244,8 @@ class Supervisor:
                 self._tell("up")
             if monotonic() - looked > WATCH_FLOWS:
                 self._end_lost_flow_runs()
+                with self._outlive("logs cannot be shortened"):
+                    shorten(self._logs)
                 looked = monotonic()
             sleep(WATCH)
 

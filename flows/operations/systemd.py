@@ -6,7 +6,13 @@ from pathlib import Path
 
 from flows.operations import api
 
-TAKEN = ("HQINET_", "MLFLOW_TRACKING_", "AWS_", api.SERVERS, api.CLIENTS)
+TAKEN = (
+    "HQINET_",
+    "MLFLOW_",
+    *("AWS_", "AZURE_", "GOOGLE_"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_", "REQUESTS_CA_BUNDLE"),
+    *("PREFECT_API_SSL_", api.SERVERS, api.CLIENTS),
+)
 """How variables begin that go into the unit: settings, and what lets them in elsewhere."""
 UNIT = """\
 [Unit]

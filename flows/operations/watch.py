@@ -27,6 +27,10 @@ STOPPED = "termination signal"
 """In Prefect's message of a run that was told to stop, which may happen any number of times."""
 UNBEGUN = timedelta(minutes=5)
 """After which a run that a worker took and did not begin is given back."""
+UNHEARD = timedelta(minutes=10)
+"""After which a run that never sent a heartbeat is dead: its machine went down as it began."""
+STEP = timedelta(seconds=10)
+"""By which the clock may run apart from the machine's own ticks: beyond, it was set, or slept."""
 REMEMBERED = timedelta(days=7)
 """How long a run may lie crashed before `hqinet up` starts it again: a weekend, and some more."""
 EVERY = 5.0
@@ -39,13 +43,17 @@ class Watch:
         """`lost_after`: how long a run may be silent; more than the time between heartbeats."""
         self._client, self._lost_after = client, lost_after
         self._hears_since: datetime | None = None
+        self._looked = (datetime.now(UTC), time.monotonic())
 
     def look(self) -> list[str]:
         """Mark what is dead and start again what crashed; returns a line for each.
 
         While the server was away, nobody could hear a heartbeat: silence counts from when it
-        answers again. Raises httpx.HTTPError if it does not, or is busy.
+        answers again, and from when the clock was set. Raises httpx.HTTPError if it does not, or is
+        busy.
         """
+        if self._clock_was_set():
+            self._hears_since = None
         try:
             done = [*self._end_the_silent(), *self._give_back_the_unbegun(), *self._restart()]
         except httpx.TransportError:
@@ -54,21 +62,29 @@ class Watch:
         self._hears_since = self._hears_since or datetime.now(UTC)
         return done
 
+    def _clock_was_set(self) -> bool:
+        (then, ticked), self._looked = self._looked, (datetime.now(UTC), time.monotonic())
+        ticks = timedelta(seconds=self._looked[1] - ticked)
+        return abs(self._looked[0] - then - ticks) > STEP
+
     def _end_the_silent(self) -> list[str]:
         ended = []
         for run in self._runs({"type": {"any_": ["RUNNING"]}}):
             heard = self._last_heartbeat(run)
-            # One that never sent any, as of a worker that has them turned off, is not judged.
-            if heard is None or self._hears_since is None:
+            if self._hears_since is None:
                 continue
             # What is known may be of an attempt before, and its own not known yet.
             began = _time(run["state"]["timestamp"])
-            silent = datetime.now(UTC) - max(heard, began, self._hears_since)
-            if silent > self._lost_after:
-                message = (
-                    f"Its heartbeat stopped at {heard:%Y-%m-%d %H:%M:%S} UTC: the machine or "
-                    "process that ran it is gone."
-                )
+            silent = datetime.now(UTC) - max(heard or began, began, self._hears_since)
+            if heard is None:
+                # Of a run by hand, heartbeats may be turned off.
+                lost = _is_deployed(run) and silent > max(UNHEARD, self._lost_after)
+                what = "It never sent a heartbeat"
+            else:
+                lost = silent > self._lost_after
+                what = f"Its heartbeat stopped at {heard:%Y-%m-%d %H:%M:%S} UTC"
+            if lost:
+                message = f"{what}: the machine or process that ran it is gone."
                 ended += self._set(run, {"type": "CRASHED", "message": message})
         return ended
 

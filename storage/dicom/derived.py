@@ -50,7 +50,12 @@ _DROPPED = (
     "NumberOfFrames",
     "DimensionOrganizationSequence",
     "DimensionIndexSequence",
+    "DimensionOrganizationType",
     "ConcatenationUID",
+    "ConcatenationFrameOffsetNumber",
+    "InConcatenationNumber",
+    "InConcatenationTotalNumber",
+    "SOPInstanceUIDOfConcatenationSource",
 )
 _OF_THE_SCANNER = (
     "ManufacturerModelName",

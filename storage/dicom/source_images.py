@@ -99,16 +99,24 @@ def flattened(file: Dataset, frame: int) -> Dataset:
             flat[element.tag] = element
     for name, classic in _CLASSIC_NAMES.items():
         if name in flat:
-            setattr(flat, classic, round(flat[name].value))
+            if flat[name].value is not None:
+                setattr(flat, classic, round(flat[name].value))
             del flat[name]
-    flat.InstanceNumber = frame + 1
+    content = file.PerFrameFunctionalGroupsSequence[frame].get("FrameContentSequence")
+    acquisition = content[0].get("FrameAcquisitionNumber") if content else None
+    # It may be empty in a classic image, but it must be there.
+    flat.AcquisitionNumber = flat.get("AcquisitionNumber", acquisition)
+    # Of an image that was cut into several files, frames count on.
+    flat.InstanceNumber = int(file.get("ConcatenationFrameOffsetNumber") or 0) + frame + 1
     return flat
 
 
 def _values_of(group: Dataset) -> Iterator[DataElement]:
     """The attributes of a functional group that describe the image."""
     for macro in group:
-        if macro.VR == "SQ" and macro.value and macro.keyword not in _NOT_OF_A_CLASSIC_IMAGE:
+        if macro.keyword == "RealWorldValueMappingSequence":
+            yield macro
+        elif macro.VR == "SQ" and macro.value and macro.keyword not in _NOT_OF_A_CLASSIC_IMAGE:
             yield from macro.value[0]
 
 

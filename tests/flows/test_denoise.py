@@ -25,9 +25,9 @@ from flows import events, inbox, stores, trace
 from flows.cli.main import app
 from flows.compute import models as loading
 from flows.compute import restoration
-from flows.compute.models import load_ahead
+from flows.compute.models import STARTER, load_ahead
 from flows.compute.workers import ClusterError
-from flows.daily import live_entries, report_day
+from flows.daily import drifted, live_entries, report_day
 from flows.denoise import denoise
 from flows.ingest import ingest
 from flows.operations.day import DayReport
@@ -455,6 +455,34 @@ def test_the_day_is_reported_and_what_drifts_is_told_to_whoever_listens(
     shown = CliRunner().invoke(app, ["status", "--home", str(home)])
     assert shown.exit_code == 1
     assert f"drift: {report.drift[0]}" in " ".join(shown.output.split())
+
+
+def test_a_source_without_a_low_dose_series_is_told_and_no_error(source, models, tmp_path):
+    rows = restore(source / "Full Dose Images", tmp_path, models["Smoother"])
+    assert {row["outcome"] for row in rows.values()} == {"left aside"}
+
+
+def test_a_part_of_a_series_does_not_take_the_place_of_the_whole(source, models, tmp_path):
+    whole = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    one = next((source / "Low Dose Images").iterdir())
+    part = restore(one, tmp_path, models["Smoother"])["Low Dose Images"]
+    assert part["outcome"] == "refused"
+    assert f"holds {SLICES} slices of this series, and these are 1" in part["reasons"][0]
+    assert len(list(Path(whole["folder"]).iterdir())) == SLICES
+
+
+def test_drift_sees_what_is_refused_for_it(source, models, tmp_path, monkeypatch):
+    row = restore(source, tmp_path, STARTER, strict=True)["Low Dose Images"]
+    assert (row["outcome"], row["code"]) == ("refused", "outside_envelope")
+    assert row["series"] not in {entry.record.series for entry in live_entries()}
+    monkeypatch.setattr(drift, "FEWEST", 1)
+    assert [line for line in drifted(stores.refused().entries()) if "mean frequency" in line]
+
+
+def test_a_record_beside_a_series_names_no_patient_trained_on(source, models, tmp_path):
+    row = restore(source, tmp_path, STARTER)["Low Dose Images"]
+    record = json.loads((tmp_path / f"{row['series']}.json").read_text())
+    assert not [name for name in record["lineage"] if name.endswith("patients")]
 
 
 def test_what_was_measured_of_a_series_stands_in_its_record(source, models, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -145,6 +146,21 @@ def test_a_worse_one_is_refused_and_a_better_one_takes_its_place(champion):
 
     back = rollback_promotion()
     assert back.model == champion
+    assert evaluations.champion().version == champion
+    history = stores.promotions().read().entries
+    assert [row.action for row in history[-2:]] == ["promote", "rollback"]
+
+
+def test_a_flow_run_that_is_started_again_makes_no_second_entry(champion, monkeypatch):
+    better = register(0.35)
+    evaluate(str(better))
+    monkeypatch.setattr("flows.promote.runtime", SimpleNamespace(flow_run=SimpleNamespace(id="a")))
+    first = promote(better)
+    assert promote(better) == first
+    assert evaluations.champion().version == better
+    monkeypatch.setattr("flows.promote.runtime", SimpleNamespace(flow_run=SimpleNamespace(id="b")))
+    back = rollback_promotion()
+    assert rollback_promotion() == back
     assert evaluations.champion().version == champion
     history = stores.promotions().read().entries
     assert [row.action for row in history[-2:]] == ["promote", "rollback"]

@@ -22,6 +22,7 @@ from flows.ingest import ingest
 from flows.maintenance import DamagedError, due_in, maintenance
 from flows.operations import arrivals
 from flows.operations.arrivals import FIRST_PAUSE, MARK, InboxError, PutOff, look_at
+from flows.operations.deployment import declared
 from flows.settings import DenoiseSettings
 from flows.states import LONGEST, QUARANTINED, REFUSED, ended
 from storage.dataset import upkeep
@@ -164,6 +165,31 @@ def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp
     assert (second.name, asked[2:]) == (QUARANTINED, ["a", "c"])
 
 
+def test_the_inbox_restores_with_the_settings_of_its_environment(home, monkeypatch, tmp_path):
+    asked: list[DenoiseSettings] = []
+
+    def pretended(_source: str, _destination: str, settings: DenoiseSettings) -> DenoiseResult:
+        asked.append(settings)
+        return DenoiseResult(destination="", series=[])
+
+    monkeypatch.setattr(inbox, "denoise", pretended)
+    (tmp_path / "1.2.3").mkdir()
+    (tmp_path / "1.2.3" / "1.dcm").write_bytes(b"1")
+    denoise_inbox(str(tmp_path), quiet=0, strict=True, settings=DenoiseSettings(batch=2))
+    assert [(row.batch, row.strict) for row in asked] == [(2, True)]
+    (parameters,) = [row["parameters"] for row in declared() if row["name"] == "denoise-inbox"]
+    # With a table of settings, all that it does not name would be as if nobody had set it.
+    assert parameters == {"inbox": "denoise-inbox", "destination": "denoised", "strict": True}
+
+
+def test_what_was_refused_before_alarms_nobody_when_its_delivery_is_touched(home, delivery):
+    ingest(str(delivery))
+    os.utime(next((delivery / "L109").rglob("*.dcm")))
+    again = ingest_inbox(str(delivery), quiet=0, return_state=True)
+    assert again.name == "Completed"
+    assert again.result().taken == [delivery.name]
+
+
 def test_a_delivery_that_is_marked_complete_need_not_lie_quiet(home, monkeypatch, tmp_path):
     monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
     study = tmp_path / "study"
@@ -236,7 +262,8 @@ def test_of_what_nothing_can_be_made_or_what_fails_keeps_no_other_study_waiting(
         (tmp_path / name / "1.txt").write_bytes(b"1")
     failed = denoise_inbox(str(tmp_path), quiet=0, return_state=True)
     assert failed.is_failed()
-    assert "1 of 3 studies could not be restored, the first: the disk" in failed.message
+    assert "1 of 3 studies could not be restored, the first: study of digest" in failed.message
+    assert ": the disk does not answer; of the others" in failed.message
     assert "of the others series: 0 restored, 1 refused, 0 quarantined" in failed.message
     assert asked == ["Doe^Jane", "b", "c"]
     (event,) = named(heard, "series.refused")

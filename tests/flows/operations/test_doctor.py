@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,6 +17,8 @@ from flows import stores
 from flows.ingest import ingest
 from flows.operations import doctor
 from flows.operations import home as homes
+from flows.operations.outbox import Outbox
+from flows.settings import Settings
 
 
 @pytest.fixture
@@ -76,6 +79,27 @@ def test_a_destination_that_is_dead_is_a_failure(found, monkeypatch, tmp_path):
     check = found()["outbox"]
     assert check.outcome == "failure"
     assert "pacs: PACS at 127.0.0.1:9 takes no association" in check.found
+
+
+def test_what_waits_for_a_destination_without_a_table_is_a_failure(found, monkeypatch, tmp_path):
+    home = Settings().home.absolute()
+    job = Outbox(home).put(tmp_path / "1.2.3", "former")
+    try:
+        check = found()["outbox"]
+        assert check.outcome == "failure"
+        assert "no destination 'former'" in check.found
+    finally:
+        Outbox(home).sent(job)
+
+
+def test_mlflows_server_gets_its_own_password(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "prefect:secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "other")
+    expected = "Basic " + b64encode(b"admin:other").decode()
+    with doctor._client("mlflow", "http://127.0.0.1:9") as client:
+        request = next(client.auth.auth_flow(client.build_request("GET", "/version")))
+    assert request.headers["Authorization"] == expected
 
 
 def test_a_full_disk_a_missing_decoder_and_a_package_out_of_range(found, monkeypatch):

@@ -68,3 +68,14 @@ logging.getLogger("uvicorn.access").info("%s %d", "/health", 200)
 def test_containers_log_so_too():
     services = yaml.safe_load((FILE.parent / "compose.yaml").read_text())
     assert services["x-environment"].items() >= log.JSON_LINES.items()
+
+
+def test_a_log_that_grew_large_is_kept_once_and_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "LARGEST_LOG", 10)
+    with log.open_log(tmp_path / "watch.log") as file:
+        file.write(b"a long line of the log\n")
+        file.flush()
+        log.shorten(tmp_path)
+        file.write(b"new\n")
+    assert (tmp_path / "watch.log").read_text() == "new\n"
+    assert (tmp_path / "watch.log.1").read_text() == "a long line of the log\n"

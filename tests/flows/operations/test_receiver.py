@@ -9,7 +9,9 @@ from pathlib import Path
 import pydicom
 import pytest
 from pynetdicom import AE
+from typer.testing import CliRunner
 
+from flows.cli.main import app
 from flows.operations import receiver as module
 from flows.operations.receiver import Receiver, ReceiverError, listen
 from flows.operations.routing import Rules, RulesError, read_rules
@@ -243,3 +245,19 @@ def test_a_mistake_in_the_rules_is_one_line_that_names_it(tmp_path, text, says):
 
 def test_without_rules_everything_is_held():
     assert read_rules(None).route(pydicom.Dataset()) == ("hold", None)
+
+
+@pytest.mark.parametrize("count", ["-1", "0"])
+def test_a_count_that_cannot_be_meant_completes_no_study(receiver, port, series, tmp_path, count):
+    odd = {"NumberOfStudyRelatedInstances": count}
+    folder = series("L001", "Low Dose Images", slices=1, attributes=odd).write(tmp_path / "study")
+    receiver._quiet = 3600
+    assert answer(port, pydicom.dcmread(next(folder.iterdir()))) == 0
+    assert receiver.pass_on() == []
+
+
+def test_rules_explain_no_file_that_is_no_dicom(tmp_path):
+    (tmp_path / "note.txt").write_text("no image")
+    done = CliRunner().invoke(app, ["receive", "--explain", str(tmp_path / "note.txt")])
+    assert done.exit_code == 2
+    assert "is no DICOM file" in done.output

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
 from typer.testing import CliRunner
 
 from flows import events, inbox
@@ -388,3 +390,16 @@ def test_a_mistake_in_the_destinations_is_one_line_that_names_it(tmp_path, text,
 def test_a_destination_that_is_not_there_is_named():
     with pytest.raises(SendError, match="there is no destination 'pcas', only pacs"):
         known({"pacs": DEAD}, "pcas")
+
+
+def test_a_destination_that_answers_an_echo_with_a_failure_is_no_destination():
+    entity = AE(ae_title="SICK")
+    entity.add_supported_context(Verification)
+    handlers = [(evt.EVT_C_ECHO, lambda _: 0x0122)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        there = Entity(host="127.0.0.1", port=server.server_address[1], ae_title="SICK")
+        with pytest.raises(SendError, match="answers 0x0122 to C-ECHO"):
+            sender.reach(there)
+    finally:
+        server.shutdown()

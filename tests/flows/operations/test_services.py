@@ -118,6 +118,36 @@ def test_the_doctor_misses_an_automation_that_is_not_there(installation):
     assert operator()["outcome"] == "ok"
 
 
+def test_the_doctor_misses_a_trigger_that_was_turned_off(installation):
+    def chain() -> dict:
+        checks = installation.command("doctor", "--json").stdout
+        return next(row for row in json.loads(checks)["checks"] if row["name"] == "chain")
+
+    deployment = installation.deployment("train-on-commit")
+    (trigger,) = [
+        row
+        for row in installation.post("automations/filter")
+        if any(do.get("deployment_id") == deployment["id"] for do in row["actions"])
+    ]
+    url = f"{installation.services().prefect}/automations/{trigger['id']}"
+    assert httpx.patch(url, json={"enabled": False}, timeout=30).is_success
+    assert chain()["found"] == "train-on-commit: its trigger is off or gone"
+    assert httpx.patch(url, json={"enabled": True}, timeout=30).is_success
+    assert chain()["outcome"] == "ok"
+
+
+def test_a_deployment_that_the_file_has_no_more_is_removed(installation):
+    former = {"name": "inbox", "tags": ["hqinet"]}
+    former["flow_id"] = installation.deployment("ingest-inbox")["flow_id"]
+    url = installation.services().prefect
+    assert httpx.post(f"{url}/deployments/", json=former, timeout=30).is_success
+    code = "from flows.operations.deployment import remove_former; remove_former()"
+    variables = installation.command.environment | {"PREFECT_API_URL": url}
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+    names = {row["name"] for row in installation.post("deployments/filter")}
+    assert names == {row["name"] for row in FILE["deployments"]}
+
+
 def test_an_automation_that_expects_nothing_is_refused():
     from prefect.events.actions import DoNothing
     from prefect.events.schemas.automations import Automation, EventTrigger, Posture
@@ -169,7 +199,7 @@ def test_an_inbox_becomes_a_champion(installation, champion):
 def test_a_low_dose_series_is_restored_by_that_champion(installation, champion, series):
     study = installation.home / "denoise-inbox" / "study"
     series("L300", "Low Dose Images", seed=30, low=True, slices=4, matrix=(48, 56)).write(study)
-    installation.start("denoise-inbox", quiet=0, settings={"strict": False})
+    installation.start("denoise-inbox", quiet=0, strict=False)
     installation.ended("denoise-inbox")
     (first, *_) = sorted((installation.home / "denoised").glob("*/*.dcm"))
     image = pydicom.dcmread(first)

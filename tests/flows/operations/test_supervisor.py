@@ -1,6 +1,7 @@
 """The supervisor and the watch on a disk that is full: what runs goes on."""
 
 import errno
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_a_full_disk_keeps_no_service_from_being_watched(supervisor, monkeypatch
     with pytest.raises(StopRequested):
         supervisor._watch()
     assert [child.starts for child in (*supervisor.servers, *supervisor.workers)] == [4, 4]
-    lines = [line[20:] for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
     reason = "No space left on device"
     assert lines == [
         f"prefect cannot be started: {reason}",

@@ -1,11 +1,13 @@
 """The user unit of `hqinet up --systemd`, as systemd's own check reads it."""
 
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from flows.operations import home as homes
 from flows.operations.systemd import write_unit
 
 
@@ -63,3 +65,20 @@ def test_systemd_finds_nothing_wrong_with_it(unit, tmp_path, monkeypatch):
     command = [program, "verify", "--user", unit[0]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_relative_paths_of_settings_are_made_absolute_for_services_that_run_elsewhere(
+    monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rules.toml").write_text("")
+    monkeypatch.setenv("HQINET_RECEIVE__RULES", "rules.toml")
+    monkeypatch.setenv("HQINET_DATASET", "ct")
+    monkeypatch.setenv("HQINET_RECIPE", "fast")
+    homes.settle_paths()
+    assert os.environ["HQINET_RECEIVE__RULES"] == str(tmp_path / "rules.toml")
+    assert os.environ["HQINET_DATASET"] == str(tmp_path / "ct")
+    assert os.environ["HQINET_RECIPE"] == "fast"
+    monkeypatch.setenv("HQINET_DATASET", "s3://bucket/ct")
+    homes.settle_paths()
+    assert os.environ["HQINET_DATASET"] == "s3://bucket/ct"

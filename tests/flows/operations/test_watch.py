@@ -126,6 +126,33 @@ def test_a_run_that_beats_or_never_did_is_left_alone(client, begin):
     assert [mute in line for line in silent.look()] == [False, False]
 
 
+def test_a_run_that_never_beat_is_dead_in_the_end(client, begin, monkeypatch):
+    mute, by_hand = begin("hqinet"), begin(deployed=False)
+    monkeypatch.setattr(module, "UNHEARD", SOON)
+    watch = Watch(client, SOON)
+    watch.look()
+    time.sleep(0.5)
+    crashed, started = watch.look()
+    assert mute in crashed
+    assert "never sent a heartbeat" in crashed
+    assert mute in started
+    assert name_of(client, by_hand) == "Running"
+
+
+def test_a_clock_that_is_set_kills_no_run(client, begin, monkeypatch):
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(minutes=5)
+
+    beat(client, begin("hqinet"))
+    watch = Watch(client, timedelta(seconds=60))
+    watch.look()
+    monkeypatch.setattr(module, "datetime", Later)
+    assert watch.look() == []
+    assert watch.look() == []
+
+
 def test_what_a_command_runs_is_crashed_and_not_started_again(client, begin):
     run = begin(deployed=False)
     beat(client, run)
