@@ -2,6 +2,10 @@
 
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,3 +77,17 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def slice_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """A slice a thread on the CPU, torch itself single-threaded in each; one thread for a GPU."""
+    count = torch.get_num_threads() if device.type == "cpu" else 1
+    single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None
+    with ThreadPoolExecutor(count, initializer=single) as pool:
+        try:
+            yield pool
+        finally:
+            if single:
+                # Setting it in a thread sets the default of threads to come, too.
+                torch.set_num_threads(count)

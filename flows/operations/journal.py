@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 FOLDER = "journal"
+PART = " (perhaps in part)"
 _UID = re.compile(r"[0-9.]{1,64}")
 """What cannot be a name: scanners send UIDs that are not quite valid, too."""
 Step = Literal[
@@ -50,15 +51,20 @@ def note(home: Path, series: str, step: Step, **facts: str | float | None) -> No
 
 
 def destinations(home: Path) -> dict[str, set[str]]:
-    """Where each derived series was sent, by its SeriesInstanceUID."""
+    """Where each derived series was sent, by its SeriesInstanceUID.
+
+    Of a sending that broke off, images may have arrived: it is listed as `NAME (perhaps in part)`.
+    """
     found: dict[str, set[str]] = {}
     for file in sorted((home / FOLDER).glob("*.jsonl")):
         for line in file.read_text().splitlines():
-            if '"sent"' not in line:
+            if 'sent"' not in line:
                 continue
             # A line that a power cut left half written says nothing.
             with suppress(ValueError, KeyError):
                 said = json.loads(line)
-                if said["step"] == "sent":
-                    found.setdefault(said["derived"], set()).add(said["destination"])
-    return found
+                part = {"sent": "", "not sent": PART}.get(said["step"])
+                if part is not None:
+                    found.setdefault(said["derived"], set()).add(said["destination"] + part)
+    # What was sent in the end is there as a whole.
+    return {series: names - {name + PART for name in names} for series, names in found.items()}

@@ -1,8 +1,6 @@
 """One patient measured: low dose and restored against full dose, slice by slice."""
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hqinet.devices import slice_threads
 from hqinet.quality.metrics import METRICS, measure
 from hqinet.quality.noise_spectrum import NoisePower, NoisePowerMeter
 from hqinet.quality.reference import Reference, prepare_reference
@@ -68,7 +67,7 @@ def _measure(
 ) -> Measured:
     rows: list[pd.DataFrame] = []
     meters = {name: NoisePowerMeter(pair.matrix, spacing) for name in images}
-    with threads(device) as pool:
+    with slice_threads(device) as pool:
         for start in range(0, pair.slices, batch):
             stop = min(start + batch, pair.slices)
             full, low, *others = (
@@ -97,20 +96,6 @@ def _measure_slices(
         (image, {key: value.numpy() for key, value in measure(image, reference).items()})
         for image in (low, *others)
     ]
-
-
-@contextmanager
-def threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """A slice a thread on the CPU, torch itself single-threaded in each; one thread for a GPU."""
-    count = torch.get_num_threads() if device.type == "cpu" else 1
-    single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None
-    with ThreadPoolExecutor(count, initializer=single) as pool:
-        try:
-            yield pool
-        finally:
-            if single:
-                # Setting it in a thread sets the default of threads to come, too.
-                torch.set_num_threads(count)
 
 
 def _frame(pair: VolumePair, image: str, start: int, values: dict[str, np.ndarray]) -> pd.DataFrame:

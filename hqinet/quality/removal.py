@@ -12,13 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from hqinet.devices import slice_threads
 from hqinet.intensity import AIR_HU
 from hqinet.noise import noise_level
 from hqinet.quality.noise_spectrum import frequency_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
 from hqinet.samples.pairs import HuVolume
 
-JUDGED_SLICES = 12
+SPECTRUM_SLICES = 12
+"""Slices of a volume that the grain of its noise is read off; all else is judged in every one."""
 AVERAGED = 9
 """Side in pixels of the windows in which noise averages out, and a lesion does not."""
 
@@ -91,10 +93,16 @@ class Removal(BaseModel):
 
 
 def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
-    """Measure what a model removed, on evenly spaced slices of a volume (slices, rows, columns)."""
+    """Measure what a model removed from each slice of a volume (slices, rows, columns)."""
     slices = int(low.shape[0])
-    chosen = np.unique(np.linspace(0, slices - 1, JUDGED_SLICES).astype(int))
-    measured = [_measure(*pair) for pair in _pairs(low, restored, chosen.tolist())]
+    chosen = np.unique(np.linspace(0, slices - 1, SPECTRUM_SLICES).astype(int)).tolist()
+
+    def measure(z: int) -> dict[str, object]:
+        ((before, after),) = _pairs(low, restored, [z])
+        return _measure(before, after)
+
+    with slice_threads(torch.device("cpu")) as threads:
+        measured = list(threads.map(measure, range(slices)))
     tissues = sorted({name for one in measured for name in one["bias"]})
     return Removal(
         bias={
@@ -103,7 +111,7 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
         },
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
-        frequency=_frequency(low, restored, chosen.tolist()) / noise_frequency(low),
+        frequency=_frequency(low, restored, chosen) / noise_frequency(low),
         amount=_median(measured, "amount"),
     )
 
@@ -116,7 +124,7 @@ def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0))
     """
     slices, rows, columns = map(int, volume.shape)
     last = slices - 2
-    chosen = np.unique(np.linspace(0, last, JUDGED_SLICES).astype(int)) if last >= 0 else []
+    chosen = np.unique(np.linspace(0, last, SPECTRUM_SLICES).astype(int)) if last >= 0 else []
     pairs = (torch.from_numpy(np.array(volume[z : z + 2])).float().split(1) for z in chosen)
     changes = ((other - one, find_body(one)) for one, other in pairs)
     return frequency_of(changes, (rows, columns), spacing)
@@ -125,7 +133,7 @@ def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0))
 def highest_hu(volume: HuVolume) -> float:
     """The HU that one pixel in a thousand of the body exceeds: bone, or metal."""
     slices = int(volume.shape[0])
-    chosen = np.unique(np.linspace(0, slices - 1, JUDGED_SLICES).astype(int))
+    chosen = np.unique(np.linspace(0, slices - 1, SPECTRUM_SLICES).astype(int))
     images = [torch.from_numpy(np.array(volume[z : z + 1])).float() for z in chosen.tolist()]
     inside = np.concatenate([image[find_body(image)].numpy() for image in images])
     return float(np.quantile(inside, 0.999)) if inside.size else float(AIR_HU)

@@ -52,6 +52,14 @@ def test_an_erased_lesion_is_found_out(low):
     assert any("a region was changed" in said for said in objections(with_lesion, body()))
 
 
+def test_every_slice_is_judged():
+    true = np.concatenate([body()] * 8)
+    low = (true + np.random.default_rng(1).normal(0, 30, true.shape)).astype(np.int16)
+    assert objections(low, true) == []
+    low[21, np.hypot(X, Y + 0.5) < 0.09] += 80
+    assert any("a region was changed" in said for said in objections(low, true))
+
+
 def test_a_blur_of_edges_is_found_out(low):
     said = objections(low, gaussian_filter(low.astype(float), (0, 2.5, 2.5)))
     assert any("on edges" in line for line in said)

@@ -120,6 +120,10 @@ def test_frames_of_enhanced_ct_become_instances(tmp_path, series, enhanced, reco
         assert list(image.PixelSpacing) == [0.7, 0.8]
         assert image.InstanceNumber == 6 - index
         assert image.XRayTubeCurrent == 200
+        assert image.AcquisitionNumber == 7
+        assert "Exposure" not in image
+        assert image.RealWorldValueMappingSequence[0].LUTLabel == "HU"
+        assert "ConcatenationFrameOffsetNumber" not in image
         (reference,) = image.SourceImageSequence
         assert reference.ReferencedFrameNumber == 6 - index
         assert not [
@@ -139,7 +143,12 @@ def _enrich(file):
     exposure, reference, content = Dataset(), Dataset(), Dataset()
     exposure.XRayTubeCurrentInmA = 199.6
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = CTImageStorage, "1.2.3"
-    content.DimensionIndexValues = [1]
+    content.DimensionIndexValues, content.FrameAcquisitionNumber = [1], 7
+    exposure.ExposureInmAs = None
+    mapping = Dataset()
+    mapping.LUTLabel = "HU"
+    image.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence = [mapping]
+    image.ConcatenationFrameOffsetNumber = 0
     image.SharedFunctionalGroupsSequence[0].CTExposureSequence = [exposure]
     image.SharedFunctionalGroupsSequence[0].ReferencedImageSequence = [reference]
     for group in image.PerFrameFunctionalGroupsSequence:
