@@ -216,7 +216,8 @@ def dicom_to_dicom(folder: Path) -> None:
     """A whole restoration in this process against its network alone, on the same slices."""
     from flows.compute.models import Models, load
     from flows.compute.precision import precision_for
-    from flows.compute.restoration import Request, restore_alone
+    from flows.compute.preparation import Request
+    from flows.compute.restoration import restore_alone
     from flows.settings import DenoiseSettings
     from storage.dicom.index import SeriesIndex
 

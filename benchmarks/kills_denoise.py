@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from flows import stores
 from flows.compute import derivation, models
-from flows.compute.restoration import Request
+from flows.compute.preparation import Request
 from flows.compute.slice_display import SliceDisplay
 from flows.compute.sources import restored
 from flows.settings import ClusterSettings, DenoiseSettings

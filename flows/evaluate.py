@@ -90,7 +90,13 @@ def evaluate(
     theirs = None if rival is None else counting(rival, snapshot, split)
     table = None if theirs is None else theirs.table()
     result = write_report(version, snapshot, split, policy, results, study, table, verdict)
-    events.evaluation_written(version.version, snapshot.commit, split, of_champion=is_champion)
+    events.evaluation_written(
+        version.version,
+        snapshot.commit,
+        split,
+        passed=verdict.passed,
+        of_champion=is_champion,
+    )
     return result
 
 

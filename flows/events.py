@@ -8,7 +8,7 @@ the tag AUTOMATIC, so that what a person starts by hand, or a pipeline does itse
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect.events import emit_event
 
@@ -17,7 +17,7 @@ from flows.settings import Settings
 
 if TYPE_CHECKING:
     # It brings torch, which ingest and promote need not wait for.
-    from flows.compute.restoration import SeriesOutcome
+    from flows.compute.preparation import SeriesOutcome
 
 logger = logging.getLogger("hqinet.events")
 
@@ -50,19 +50,30 @@ def model_registered(version: int, run: str, commit: int) -> None:
     emit("model.registered", _model(version), {"version": version, "run": run, "commit": commit})
 
 
-def evaluation_written(version: int, commit: int, split: str, *, of_champion: bool) -> None:
+def evaluation_written(
+    version: int, commit: int, split: str, *, passed: bool, of_champion: bool
+) -> None:
     """A model version has a report on a split of a commit; there is nothing to judge a champion by.
 
     The champion is evaluated again for each challenger, on the commit that both are compared on.
+
+    passed: what the policy says of the report; a promotion may come to another verdict later.
     """
-    payload = {"version": version, "commit": commit, "split": split}
+    verdict = "passed" if passed else "refused"
+    payload = {"version": version, "commit": commit, "split": split, "verdict": verdict}
     role = "champion" if of_champion else "challenger"
     emit("evaluation.written", _model(version), payload, split=split, role=role)
 
 
-def champion_changed(version: int, before: int | None) -> None:
-    """Another version restores from now on, by a promotion or a rollback."""
-    emit("champion.changed", _model(version), {"version": version, "before": before})
+def champion_changed(
+    version: int,
+    before: int | None,
+    commit: int | None,
+    verdict: Literal["promoted", "rolled back"],
+) -> None:
+    """Another version restores from now on; a rollback asks no commit."""
+    payload = {"version": version, "before": before, "commit": commit, "verdict": verdict}
+    emit("champion.changed", _model(version), payload)
 
 
 def drift_found(lines: list[str]) -> None:

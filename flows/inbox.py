@@ -14,7 +14,7 @@ from pydicom.uid import UID
 
 from flows import stores
 from flows.compute.models import Models
-from flows.compute.restoration import SeriesOutcome
+from flows.compute.preparation import SeriesOutcome
 from flows.compute.sources import DenoiseResult
 from flows.denoise import denoise, tell
 from flows.errors import FlowError

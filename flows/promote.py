@@ -84,7 +84,7 @@ def promote(
     tag_verdict(entry)
     result = publish(entry, verdict)
     if verdict.passed:
-        events.champion_changed(entry.candidate, entry.champion)
+        events.champion_changed(entry.candidate, entry.champion, entry.commit, "promoted")
     reasons = f"version {entry.candidate}: {'; '.join(verdict.reasons)}"
     return ended(result, None if verdict.passed else REFUSED, reasons)
 
@@ -99,7 +99,7 @@ def rollback_promotion() -> PromoteResult:
         stores.promotions().append(entry, history)
     update_aliases()
     tag_verdict(entry)
-    events.champion_changed(entry.candidate, entry.champion)
+    events.champion_changed(entry.candidate, entry.champion, None, "rolled back")
     return PromoteResult(
         verdict="rolled back",
         model=entry.candidate,

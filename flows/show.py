@@ -7,7 +7,7 @@ from PIL import Image
 
 from flows import stores
 from flows.compute.models import Models, load
-from flows.compute.restoration import LEAST_SLICES
+from flows.compute.preparation import LEAST_SLICES
 from flows.errors import FlowError
 from flows.trace import record_of
 from hqinet.devices import pick_device

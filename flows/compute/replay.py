@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from flows import stores
 from flows.compute.models import Models, load
-from flows.compute.restoration import LEAST_SLICES
+from flows.compute.preparation import LEAST_SLICES
 from flows.errors import FlowError
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError

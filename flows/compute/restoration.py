@@ -1,129 +1,27 @@
-"""One series restored: read, restored, written, judged; whole or not at all, or a reason."""
+"""One series restored: restored, written, judged; whole or not at all, or a reason."""
 
-import errno
-import logging
-import os
-import re
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Self
+from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
-from flows.compute.derivation import derivation_of, new_record
-from flows.compute.envelopes import facts_of
+from flows.compute.derivation import derivation_of
 from flows.compute.models import UsedModel, load
 from flows.compute.precision import precision_for
-from flows.compute.removal import objections_to, removal_limits, removed_of, seen_of
-from flows.settings import DenoiseSettings
+from flows.compute.preparation import Prepared, Request, SeriesOutcome, prepare, refused
+from flows.compute.removal import objections_to, removal_limits, removed_of
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
 from hqinet.quality.removal import judge_removal
-from hqinet.restoration.envelope import SeriesFacts
-from hqinet.restoration.export import USUAL_DOSE
 from hqinet.restoration.restore import rounded
-from storage.dicom.archive import Destination, SeriesRecord, source_digest
+from storage.dicom.archive import SeriesRecord
 from storage.dicom.derived import Derivation, derived_instance, referenced_series
 from storage.dicom.finding import FoundSeries
-from storage.dicom.index import SeriesIndex
-from storage.dicom.limits import Limits
-from storage.dicom.series import Series, order
 from storage.dicom.source_images import changed_values, source_images
-from storage.dicom.stored_words import StoredWords, decoded
-from storage.errors import StorageError, StoreError
-from storage.ingest import cohort
-from storage.ingest.cohort import CohortRules, Role, read_cohort_file
-from storage.refusals import Refusal
-
-logger = logging.getLogger("hqinet.restoration")
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-LEAST_SLICES = Limits(min_slices=1)
-"""A restoration needs no neighbours: a single slice is a series, too."""
-
-
-class SeriesOutcome(BaseModel):
-    """What became of one series."""
-
-    outcome: Literal["restored", "done before", "refused", "quarantined", "left aside"]
-    source: str
-    description: str
-    source_series: str = ""
-    """SeriesInstanceUID of the source; empty for files that cannot be read."""
-    slices: int = 0
-    series: str = ""
-    """SeriesInstanceUID of the derived series."""
-    folder: str = ""
-    model: str = ""
-    code: str = ""
-    reasons: list[str] = []
-    warnings: list[str] = []
-    unjudged: list[str] = []
-    """What is not known of the training data, or of the series."""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What all series of one call share; picklable, for a worker restores series, too.
-
-    Attributes:
-        source: as it was named: a folder, a zip or a file.
-        target: folder in which each derived series gets a folder.
-        scratch: folder for volumes under construction.
-        index: knows where every derived series of the home lies.
-        refused: keeps what was measured of series that lay outside of the envelope.
-    """
-
-    source: Path
-    target: Path
-    scratch: Path
-    index: SeriesIndex
-    refused: SeriesIndex
-    settings: DenoiseSettings
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A series that is read and may be restored; `scratch` is removed when it is."""
-
-    found: FoundSeries
-    series: Series
-    used: UsedModel
-    place: Destination
-    record: SeriesRecord
-    low: NDArray[np.int16]
-    words: StoredWords
-    scratch: tempfile.TemporaryDirectory[str]
-    about: dict[str, Any]
-
-
-def left_aside(found: FoundSeries, settings: DenoiseSettings) -> str | None:
-    """Why a series is not asked for; None if it is."""
-    if settings.series is not None:
-        if re.search(settings.series, found.description, re.IGNORECASE):
-            return None
-        return f"its description does not match {settings.series!r}"
-    role = cohort.role(_rules(settings), found.headers[0].path, found.description)
-    if role is Role.FULL:
-        return "full dose by its description; --series chooses it all the same"
-    return "ignored by the cohort file" if role is None else None
-
-
-def _rules(settings: DenoiseSettings) -> CohortRules:
-    return read_cohort_file(settings.cohort_file) if settings.cohort_file else CohortRules()
-
-
-def about(found: FoundSeries) -> dict[str, Any]:
-    """What every outcome says of its series."""
-    folder = Path(found.headers[0].path).parent.as_posix()
-    return {"source": folder, "source_series": found.uid, "description": found.description}
 
 
 def restore_alone(request: Request, asked: tuple[FoundSeries, UsedModel]) -> SeriesOutcome:
@@ -132,93 +30,6 @@ def restore_alone(request: Request, asked: tuple[FoundSeries, UsedModel]) -> Ser
     if isinstance(prepared, SeriesOutcome):
         return prepared
     return restore_series(request, prepared, lambda _: None)
-
-
-def prepare(request: Request, found: FoundSeries, used: UsedModel) -> Prepared | SeriesOutcome:
-    """Read a series and look it over; what became of it where it is not to be restored."""
-    said = about(found) | {"model": used.name}
-    try:
-        series = order(found.headers, LEAST_SLICES)
-        said["slices"] = len(series.slices)
-        return _prepared(request, found, series, used, said)
-    except Exception as error:  # noqa: BLE001 - one series ends no other
-        return _refused(error, said)
-
-
-def _refused(error: Exception, said: dict[str, Any]) -> SeriesOutcome:
-    """The outcome of a series that cannot be read or written; raises what is of the machine."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, OSError) and error.errno in _OF_THE_DISK
-    ):
-        raise error
-    if isinstance(error, Refusal):
-        code, reason = str(error.code), error.reason
-    elif isinstance(error, StorageError | HqinetError):
-        code, reason = "not_restored", str(error)
-    else:
-        code, reason = "not_restored", f"{type(error).__name__}: {' '.join(str(error).split())}"
-        logger.error("series %s", said["source_series"], exc_info=error)
-    return SeriesOutcome(outcome="refused", **said | {"code": code, "reasons": [reason]})
-
-
-def _prepared(
-    request: Request, found: FoundSeries, series: Series, used: UsedModel, said: dict[str, Any]
-) -> Prepared | SeriesOutcome:
-    settings = request.settings
-    digest = source_digest(found.root, found.headers)
-    record = new_record(used, settings, series.uid, digest, source_path(request.source, found))
-    place = Destination(request.target, record.series)
-    said["series"] = record.series
-    if place.is_done(digest, settings.compress):
-        return _done_before(place, settings, said)
-    known = place.record()
-    if known is not None and known.instances > len(series.slices):
-        raise StoreError(
-            f"{place.final} holds {known.instances} slices of this series, and these are "
-            f"{len(series.slices)}: choose another destination for a part of it"
-        )
-    before = place.quarantined(digest, removal_limits(settings).model_dump_json())
-    if before is not None and not (before.warnings and settings.strict):
-        said |= {"reasons": before.quarantined, "code": before.code}
-        said |= before.model_dump(include={"warnings", "unjudged"})
-        return SeriesOutcome(outcome="quarantined", **said)
-    request.scratch.mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.TemporaryDirectory(dir=request.scratch)
-    try:
-        low, words = decoded(found.root, series, Path(scratch.name))
-        facts = _facts(found, series, low, settings)
-        warnings, unjudged = _beside_training(facts, used)
-        said |= {"warnings": warnings, "unjudged": unjudged}
-        record = record.model_copy(
-            update={"warnings": warnings, "unjudged": unjudged, "measured": seen_of(facts)}
-        )
-        if warnings and settings.strict:
-            scratch.cleanup()
-            request.refused.note(record, place.final)
-            return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
-    except BaseException:
-        scratch.cleanup()
-        raise
-    return Prepared(found, series, used, place, record, low, words, scratch, said)
-
-
-def _done_before(
-    place: Destination, settings: DenoiseSettings, said: dict[str, Any]
-) -> SeriesOutcome:
-    """A series that is there already, with what was said of it then."""
-    done = place.record()
-    said |= {} if done is None else done.model_dump(include={"warnings", "unjudged"})
-    if settings.strict and said.get("warnings"):
-        return SeriesOutcome(outcome="refused", code="outside_envelope", **said)
-    return SeriesOutcome(outcome="done before", folder=str(place.final), **said)
-
-
-def source_path(source: Path, found: FoundSeries) -> str:
-    """Where a series can be found again: a zip or file, or the folder that holds its files."""
-    if not source.is_dir():
-        return str(source.absolute())
-    paths = [found.root / header.path for header in found.headers]
-    return os.path.commonpath([path.parent for path in paths])
 
 
 def restore_series(
@@ -232,7 +43,7 @@ def restore_series(
         try:
             return _restored_or_not(request, prepared, advance)
         except Exception as error:  # noqa: BLE001 - one series ends no other
-            return _refused(error, prepared.about)
+            return refused(error, prepared.about)
 
 
 def _restored_or_not(
@@ -333,17 +144,3 @@ class _Writing:
             image = derived_instance(source, values, self._derivation, self._references)
             self._place.put(index + 1, image, values)
         self._number = stop
-
-
-def _facts(
-    found: FoundSeries, series: Series, low: NDArray[np.int16], settings: DenoiseSettings
-) -> SeriesFacts:
-    dose = settings.dose or USUAL_DOSE
-    return facts_of(found.headers[0], series, low, _rules(settings), dose)
-
-
-def _beside_training(facts: SeriesFacts, used: UsedModel) -> tuple[list[str], list[str]]:
-    """Why the series lies outside what the model was trained on, and what of it is not judged."""
-    if used.envelope is None:
-        return [f"model {used.name} keeps no record of what it was trained on"], []
-    return used.envelope.warnings(facts), used.envelope.unjudged(facts)

@@ -14,16 +14,15 @@ from pydantic import BaseModel
 
 from flows import stores
 from flows.compute.models import Models
-from flows.compute.restoration import (
+from flows.compute.preparation import (
     Prepared,
     Request,
     SeriesOutcome,
     about,
     left_aside,
     prepare,
-    restore_alone,
-    restore_series,
 )
+from flows.compute.restoration import restore_alone, restore_series
 from flows.compute.slice_display import SliceDisplay
 from flows.compute.workers import LOCAL, on_devices
 from flows.settings import ClusterSettings, DenoiseSettings

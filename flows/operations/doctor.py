@@ -1,4 +1,7 @@
-"""Looks an installation over: a line each, with what to do about what is wrong."""
+"""Looks an installation over: a line each, with what to do about what is wrong.
+
+Long, for it is a list: each check is a function by itself, in the order in which they are shown.
+"""
 
 import importlib
 import os

@@ -4,6 +4,7 @@ One file a series and place, so that no writer waits for another and no kill los
 """
 
 import hashlib
+from glob import escape
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -34,6 +35,10 @@ class SeriesIndex:
             self._folder / f"{record.series}-{place}.json",
             entry.model_dump_json(by_alias=True).encode(),
         )
+
+    def lists(self, series: str) -> bool:
+        """Whether a series of this SeriesInstanceUID was made here."""
+        return any(self._folder.glob(f"{escape(series)}-*.json"))
 
     def entries(self) -> list[Entry]:
         """All of them, by the time at which each restoration began.

@@ -471,6 +471,20 @@ def test_a_part_of_a_series_does_not_take_the_place_of_the_whole(source, models,
     assert len(list(Path(whole["folder"]).iterdir())) == SLICES
 
 
+def test_our_own_series_is_known_by_its_uid_though_its_header_hides_it(source, models, tmp_path):
+    row = restore(source, tmp_path / "made", models["Smoother"])["Low Dose Images"]
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for file in Path(row["folder"]).iterdir():
+        image = pydicom.dcmread(file)
+        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        image.SeriesDescription = "Low Dose Images"
+        del image.ContributingEquipmentSequence
+        image.save_as(hidden / file.name)
+    (again,) = restore(hidden, tmp_path / "to", models["Smoother"]).values()
+    assert (again["outcome"], again["code"]) == ("refused", "own_derived")
+
+
 def test_drift_sees_what_is_refused_for_it(source, models, tmp_path, monkeypatch):
     row = restore(source, tmp_path, STARTER, strict=True)["Low Dose Images"]
     assert (row["outcome"], row["code"]) == ("refused", "outside_envelope")

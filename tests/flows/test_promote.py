@@ -166,6 +166,30 @@ def test_a_flow_run_that_is_started_again_makes_no_second_entry(champion, monkey
     assert [row.action for row in history[-2:]] == ["promote", "rollback"]
 
 
+def test_events_name_version_commit_and_verdict(champion, monkeypatch):
+    heard: list[dict] = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: heard.append(event))
+    better = register(0.35)
+    evaluate(str(better))
+    promote(better)
+    rollback_promotion()
+    payloads = [(row["event"].removeprefix("hqinet."), row["payload"]) for row in heard]
+    assert payloads == [
+        (
+            "evaluation.written",
+            {"version": better, "commit": 1, "split": "test", "verdict": "passed"},
+        ),
+        (
+            "champion.changed",
+            {"version": better, "before": champion, "commit": 1, "verdict": "promoted"},
+        ),
+        (
+            "champion.changed",
+            {"version": champion, "before": better, "commit": None, "verdict": "rolled back"},
+        ),
+    ]
+
+
 def test_a_blur_that_loses_a_patient_is_refused(champion):
     version = register(1.0)
     evaluate(str(version))

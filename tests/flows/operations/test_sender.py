@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from flows import events, inbox
 from flows.cli import services
 from flows.cli.main import app
-from flows.compute.restoration import SeriesOutcome
+from flows.compute.preparation import SeriesOutcome
 from flows.compute.sources import DenoiseResult
 from flows.operations import home as homes
 from flows.operations import outbox as module
