@@ -19,8 +19,8 @@ from hqinet.quality.noise_spectrum import frequency_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
 from hqinet.samples.pairs import HuVolume
 
-SPECTRUM_SLICES = 12
-"""Slices of a volume that the grain of its noise is read off; all else is judged in every one."""
+SAMPLED_SLICES = 12
+"""Of a volume, that grain and highest HU are read off; what was removed is judged in every one."""
 AVERAGED = 9
 """Side in pixels of the windows in which noise averages out, and a lesion does not."""
 
@@ -95,7 +95,7 @@ class Removal(BaseModel):
 def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
     """Measure what a model removed from each slice of a volume (slices, rows, columns)."""
     slices = int(low.shape[0])
-    chosen = np.unique(np.linspace(0, slices - 1, SPECTRUM_SLICES).astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, slices - 1, SAMPLED_SLICES).astype(int)).tolist()
 
     def measure(z: int) -> dict[str, object]:
         ((before, after),) = _pairs(low, restored, [z])
@@ -124,7 +124,7 @@ def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0))
     """
     slices, rows, columns = map(int, volume.shape)
     last = slices - 2
-    chosen = np.unique(np.linspace(0, last, SPECTRUM_SLICES).astype(int)) if last >= 0 else []
+    chosen = np.unique(np.linspace(0, last, SAMPLED_SLICES).astype(int)) if last >= 0 else []
     pairs = (torch.from_numpy(np.array(volume[z : z + 2])).float().split(1) for z in chosen)
     changes = ((other - one, find_body(one)) for one, other in pairs)
     return frequency_of(changes, (rows, columns), spacing)
@@ -133,7 +133,7 @@ def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0))
 def highest_hu(volume: HuVolume) -> float:
     """The HU that one pixel in a thousand of the body exceeds: bone, or metal."""
     slices = int(volume.shape[0])
-    chosen = np.unique(np.linspace(0, slices - 1, SPECTRUM_SLICES).astype(int))
+    chosen = np.unique(np.linspace(0, slices - 1, SAMPLED_SLICES).astype(int))
     images = [torch.from_numpy(np.array(volume[z : z + 1])).float() for z in chosen.tolist()]
     inside = np.concatenate([image[find_body(image)].numpy() for image in images])
     return float(np.quantile(inside, 0.999)) if inside.size else float(AIR_HU)
