@@ -219,6 +219,7 @@ def dicom_to_dicom(folder: Path) -> None:
     from flows.compute.preparation import Request
     from flows.compute.restoration import restore_alone
     from flows.settings import DenoiseSettings
+    from hqinet.quality.removal import RemovalLimits
     from storage.dicom.index import SeriesIndex
 
     (found,), _ = find_series(folder)
@@ -230,11 +231,16 @@ def dicom_to_dicom(folder: Path) -> None:
     list(rounded(model, low[:4]))
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        settings, index = (
-            DenoiseSettings(model="starter", device="cpu"),
-            SeriesIndex(place / "index"),
+        index = SeriesIndex(place / "index")
+        request = Request(
+            source=folder,
+            target=place / "out",
+            scratch=place,
+            index=index,
+            refused=index,
+            settings=DenoiseSettings(model="starter", device="cpu"),
+            limits=RemovalLimits(),
         )
-        request = Request(folder, place / "out", place, index, index, settings)
         request.target.mkdir()
         whole = timed(lambda: restore_alone(request, (found, used)))
     alone = timed(lambda: list(rounded(model, low)))

@@ -23,14 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flows import stores
 from flows.compute import derivation, models
-from flows.compute.preparation import Request
-from flows.compute.slice_display import SliceDisplay
-from flows.compute.sources import restored
+from flows.compute.sources import restore_source
 from flows.settings import ClusterSettings, DenoiseSettings
 from hqinet.restoration.export import save_exported
-from storage.dicom.finding import find_series
 from storage.dicom.writing import SeriesIdentity, write_series
 
 SLICES, SERIES = 24, 3
@@ -102,11 +98,9 @@ def start_denoise(source: Path, target: Path) -> int:
     if process:
         return process
     try:
-        found, _ = find_series(source)
         settings = DenoiseSettings(model="starter", device="cpu")
-        request = Request(source, target, stores.scratch(), stores.restored(), settings)
-        outcomes = list(restored(request, found, ClusterSettings(), SliceDisplay(0)))
-        well = {one.outcome for one in outcomes} <= {"restored", "done before"}
+        result = restore_source(source, target, settings, ClusterSettings(), "default")
+        well = {one.outcome for one in result.series} <= {"restored", "done before"}
         os._exit(not well)
     except BaseException as error:  # noqa: BLE001 - the parent is told by the status
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -25,6 +25,7 @@ def denoise(
     destination: str,
     settings: DenoiseSettings = DEFAULTS.denoise,
     cluster: ClusterSettings = DEFAULTS.cluster,
+    policy: str = DEFAULTS.policy,
 ) -> DenoiseResult:
     """Restore every low-dose or plain CT series of a source.
 
@@ -33,8 +34,9 @@ def denoise(
         destination: Folder in which each derived series gets a folder.
         settings: Which series, which model, how much.
         cluster: Where Dask runs; without one, series are restored in this process.
+        policy: Name of a policy or a TOML file, whose table `removal` bounds what may be removed.
     """
-    result = restore_source(Path(source), Path(destination), settings, cluster)
+    result = restore_source(Path(source), Path(destination), settings, cluster, policy)
     tell(result)
     return ended(result, *_ending(result))
 

@@ -91,6 +91,7 @@ def denoise_inbox(
     quiet: float = QUIET,
     settings: DenoiseSettings = DEFAULTS.denoise,
     strict: bool = False,
+    policy: str = DEFAULTS.policy,
 ) -> InboxResult:
     """Restore every study of the inbox, one folder, zip or file each, that lies quiet and is new.
 
@@ -100,6 +101,7 @@ def denoise_inbox(
         quiet: Seconds without a change after which a study is taken.
         settings: Which series, which model, how much.
         strict: Refuse what lies outside of the model's training data, whatever settings say.
+        policy: Name of a policy or a TOML file, whose table `removal` bounds what may be removed.
     """
     # One parameter of a deployment that is given by itself: others are as the environment has them.
     settings = settings.model_copy(update={"strict": strict or settings.strict})
@@ -113,7 +115,7 @@ def denoise_inbox(
     failures: dict[str, Exception] = {}
     for arrival in due:
         try:
-            result = _restored(arrival, destination, settings)
+            result = _restored(arrival, destination, settings, policy)
             queue_for_sending(result)
             taken.add(arrival)
         except Exception as error:  # noqa: BLE001 - it keeps no other study from being restored
@@ -136,11 +138,13 @@ def denoise_inbox(
     return ended(_result(due, waiting, taken), name, said)
 
 
-def _restored(arrival: Arrival, destination: str, settings: DenoiseSettings) -> DenoiseResult:
+def _restored(
+    arrival: Arrival, destination: str, settings: DenoiseSettings, policy: str
+) -> DenoiseResult:
     """Restore a study; one of which nothing can be made is refused, and not asked for again."""
     try:
         with tags(AUTOMATIC):
-            return denoise(str(arrival.path), destination, settings)
+            return denoise(str(arrival.path), destination, settings, policy=policy)
     except UnusableSourceError as error:
         refused = SeriesOutcome(
             outcome="refused",

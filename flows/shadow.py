@@ -62,7 +62,7 @@ def shadow(
             continue
         # Of what holds no images, the inbox itself has told.
         with suppress(UnusableSourceError):
-            result = restore_source(path, shadows.folder(), settings, cluster)
+            result = restore_source(path, shadows.folder(), settings, cluster, Settings().policy)
             outcomes.update(row.outcome for row in result.series)
         taken.add(arrival)
     get_run_logger().info("version %s in the shadow: %s", newest, dict(outcomes))

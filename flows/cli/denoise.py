@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from flows.cli.options import Home, Json, enter, leave, orchestrated, quiet
+from flows.cli.options import Home, Json, PolicyName, enter, leave, orchestrated, quiet
 from flows.operations import home as homes
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def denoise(
         bool, typer.Option("--strict", help="Refuse what lies outside the training data.")
     ] = False,
     compress: Annotated[str | None, typer.Option(help="jpeg-ls or rle, both lossless.")] = None,
+    policy: PolicyName = "default",
     home: Home = homes.DEFAULT,
     as_json: Json = False,
 ) -> None:
@@ -60,14 +61,16 @@ def denoise(
         (first, *_) = error.errors()
         name = str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"--{name} {first['input']}: {first['msg']}") from error
-    result = _restored(source, destination, settings)
+    result = _restored(source, destination, settings, policy)
     from flows.cli import output
 
     output.answer(result.model_dump(), output.print_denoised, as_json=as_json)
     leave(refused=bool(result.count("refused") + result.count("quarantined")))
 
 
-def _restored(source: Path, destination: Path, settings: "DenoiseSettings") -> "DenoiseResult":
+def _restored(
+    source: Path, destination: Path, settings: "DenoiseSettings", policy: str
+) -> "DenoiseResult":
     """A run that Prefect keeps where its server is up; one is not started for this alone.
 
     It takes longer to start than a series to restore, and what was done stands in the home's index.
@@ -80,9 +83,9 @@ def _restored(source: Path, destination: Path, settings: "DenoiseSettings") -> "
         from flows.denoise import denoise as flow
 
         with orchestrated():
-            return flow(str(source), str(destination), settings)
+            return flow(str(source), str(destination), settings, policy=policy)
     from flows.compute.sources import restore_source
     from flows.settings import Settings
 
     with quiet():
-        return restore_source(source, destination, settings, Settings().cluster)
+        return restore_source(source, destination, settings, Settings().cluster, policy)

@@ -19,6 +19,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Commit = Annotated[int | None, typer.Option(help="Commit of the dataset; default: the latest.")]
 Model = Annotated[str, typer.Option("--model", help="Version, champion or latest.")]
 Split = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+PolicyName = Annotated[
+    str,
+    typer.Option("--policy", envvar="HQINET_POLICY", help="Name of a policy, or a TOML file."),
+]
 
 REFUSED = 3
 

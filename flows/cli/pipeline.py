@@ -17,6 +17,7 @@ from flows.cli.options import (
     Home,
     Json,
     Model,
+    PolicyName,
     Split,
     enter,
     leave,
@@ -40,10 +41,6 @@ RecipeName = Annotated[str, typer.Option("--recipe", envvar="HQINET_RECIPE", hel
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="TOML on top of the recipe, as `model.width=0.25`; repeatable."),
-]
-PolicyName = Annotated[
-    str,
-    typer.Option("--policy", envvar="HQINET_POLICY", help="Name of a policy, or a TOML file."),
 ]
 SimulateDose = Annotated[
     float | None,

@@ -8,6 +8,7 @@ from flows.settings import DenoiseSettings
 from hqinet.restoration.export import USUAL_DOSE
 from storage.dicom.archive import SeriesRecord
 from storage.dicom.derived import Derivation, series_uid
+from storage.dicom.finding import FoundSeries
 from storage.provenance import code_version
 
 
@@ -23,19 +24,20 @@ def options(settings: DenoiseSettings) -> str:
 
 
 def new_record(
-    used: UsedModel, settings: DenoiseSettings, source: str, digest: str, path: str
+    used: UsedModel, settings: DenoiseSettings, source: FoundSeries, digest: str, path: str
 ) -> SeriesRecord:
     """The record of a series that is to be restored now.
 
     Args:
-        source: SeriesInstanceUID of the source series.
+        source: the series as it was found.
         digest: of its files.
         path: where they lie.
     """
+    images = (header.instance for header in source.headers)
     return SeriesRecord(
-        series=series_uid(source, used.identity, options(settings)),
+        series=series_uid(source.uid, images, used.identity, options(settings)),
         source=digest,
-        source_series=source,
+        source_series=source.uid,
         source_path=path,
         model=used.name,
         identity=used.identity,

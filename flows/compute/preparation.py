@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from flows.compute.derivation import new_record
 from flows.compute.envelopes import facts_of
 from flows.compute.models import UsedModel
-from flows.compute.removal import removal_limits, seen_of
+from flows.compute.removal import limits_for, seen_of
 from flows.settings import DenoiseSettings
 from hqinet.errors import HqinetError
+from hqinet.quality.removal import RemovalLimits
 from hqinet.restoration.envelope import SeriesFacts
 from hqinet.restoration.export import USUAL_DOSE
 from storage.dicom.archive import Destination, SeriesRecord, source_digest
@@ -28,7 +29,7 @@ from storage.dicom.index import SeriesIndex
 from storage.dicom.limits import Limits
 from storage.dicom.series import Series, order
 from storage.dicom.stored_words import StoredWords, decoded
-from storage.errors import StorageError, StoreError
+from storage.errors import StorageError
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules, Role, read_cohort_file
 from storage.refusals import Code, Refusal
@@ -70,6 +71,7 @@ class Request:
         scratch: folder for volumes under construction.
         index: knows where every derived series of the home lies.
         refused: keeps what was measured of series that lay outside of the envelope.
+        limits: of the policy, on what may be removed.
     """
 
     source: Path
@@ -78,6 +80,7 @@ class Request:
     index: SeriesIndex
     refused: SeriesIndex
     settings: DenoiseSettings
+    limits: RemovalLimits
 
 
 @dataclass(frozen=True)
@@ -156,18 +159,12 @@ def _prepared(
 ) -> Prepared | SeriesOutcome:
     settings = request.settings
     digest = source_digest(found.root, found.headers)
-    record = new_record(used, settings, series.uid, digest, source_path(request.source, found))
+    record = new_record(used, settings, found, digest, source_path(request.source, found))
     place = Destination(request.target, record.series)
     said["series"] = record.series
     if place.is_done(digest, settings.compress):
         return _done_before(place, settings, said)
-    known = place.record()
-    if known is not None and known.instances > len(series.slices):
-        raise StoreError(
-            f"{place.final} holds {known.instances} slices of this series, and these are "
-            f"{len(series.slices)}: choose another destination for a part of it"
-        )
-    before = place.quarantined(digest, removal_limits(settings).model_dump_json())
+    before = place.quarantined(digest, limits_for(settings, request.limits).model_dump_json())
     if before is not None and not (before.warnings and settings.strict):
         said |= {"reasons": before.quarantined, "code": before.code}
         said |= before.model_dump(include={"warnings", "unjudged"})

@@ -8,18 +8,18 @@ from hqinet.restoration.envelope import SeriesFacts
 from hqinet.restoration.export import USUAL_DOSE
 
 
-def objections_to(removal: Removal, settings: DenoiseSettings) -> list[str]:
+def limits_for(settings: DenoiseSettings, limits: RemovalLimits) -> RemovalLimits:
+    """By what a restoration is judged: the policy's limits, for what was asked to be removed."""
+    # Of the noise, that of the dose which lacks is to be removed, and of that the share asked for.
+    least = limits.least * settings.strength * (1 - (settings.dose or USUAL_DOSE))
+    return limits.model_copy(update={"least": least})
+
+
+def objections_to(removal: Removal, settings: DenoiseSettings, limits: RemovalLimits) -> list[str]:
     """Why what was removed is no noise; nothing was asked to be removed at strength 0."""
     if settings.strength == 0:
         return []
-    return removal.objections(removal_limits(settings))
-
-
-def removal_limits(settings: DenoiseSettings) -> RemovalLimits:
-    """By what a restoration is judged."""
-    # Of the noise, that of the dose which lacks is to be removed, and of that the share asked for.
-    least = RemovalLimits().least * settings.strength * (1 - (settings.dose or USUAL_DOSE))
-    return RemovalLimits(least=least)
+    return removal.objections(limits_for(settings, limits))
 
 
 def seen_of(facts: SeriesFacts) -> dict[str, Any]:

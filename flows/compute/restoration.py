@@ -13,7 +13,7 @@ from flows.compute.derivation import derivation_of
 from flows.compute.models import UsedModel, load
 from flows.compute.precision import precision_for
 from flows.compute.preparation import Prepared, Request, SeriesOutcome, prepare, refused
-from flows.compute.removal import objections_to, removal_limits, removed_of
+from flows.compute.removal import limits_for, objections_to, removed_of
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
 from hqinet.quality.removal import judge_removal
@@ -60,14 +60,14 @@ def _restored_or_not(
         try:
             restored = _restored(request, prepared, record, advance)
             removal = judge_removal(prepared.low, restored)
-            code, objections = "not_noise", objections_to(removal, settings)
+            code, objections = "not_noise", objections_to(removal, settings, request.limits)
             record = record.model_copy(update={"measured": record.measured | removed_of(removal)})
         except HqinetError as error:
             code, objections = "not_restored", [str(error)]
         seconds = round(monotonic() - begun, 2)
         done = record.model_copy(update={"seconds": seconds})
         if objections:
-            limits = removal_limits(settings).model_dump_json()
+            limits = limits_for(settings, request.limits).model_dump_json()
             judged = {"quarantined": objections, "code": code, "limits": limits}
             place.quarantine(done.model_copy(update=judged))
             said |= {"folder": "", "code": code, "reasons": objections, "seconds": seconds}

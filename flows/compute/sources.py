@@ -26,6 +26,7 @@ from flows.compute.restoration import restore_alone, restore_series
 from flows.compute.slice_display import SliceDisplay
 from flows.compute.workers import LOCAL, on_devices
 from flows.settings import ClusterSettings, DenoiseSettings
+from hqinet.quality.policy import load_policy
 from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.headers import FileHeader
 from storage.errors import UnusableSourceError
@@ -43,14 +44,20 @@ class DenoiseResult(BaseModel):
 
 
 def restore_source(
-    source: Path, destination: Path, settings: DenoiseSettings, cluster: ClusterSettings
+    source: Path,
+    destination: Path,
+    settings: DenoiseSettings,
+    cluster: ClusterSettings,
+    policy: str,
 ) -> DenoiseResult:
     """Restore every low-dose or plain CT series of a source; see the flow `denoise`.
 
     Raises:
+        PolicyError: the policy cannot be read.
         SourceError: it cannot be read; UnusableSourceError: nor tomorrow.
         StorageError: there is no such model, or the registry does not answer.
     """
+    limits = load_policy(policy).removal
     target = destination.absolute()
     with opened(source, stores.scratch()) as place:
         found, unreadable = find_series(place)
@@ -68,7 +75,13 @@ def restore_source(
             if (reason := aside[one.uid])
         ]
         request = Request(
-            source, target, stores.scratch(), stores.restored(), stores.refused(), settings
+            source=source,
+            target=target,
+            scratch=stores.scratch(),
+            index=stores.restored(),
+            refused=stores.refused(),
+            settings=settings,
+            limits=limits,
         )
         with SliceDisplay(sum(map(_slices, chosen))) as display:
             ended = restored(request, chosen, cluster, display)

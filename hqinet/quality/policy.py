@@ -1,4 +1,7 @@
-"""What a challenger must show, as typed TOML: `default`, `demo`, or a file of one's own."""
+"""What a challenger must show, and what a restoration may remove, as typed TOML.
+
+`default`, `demo`, or a file of one's own.
+"""
 
 import tomllib
 from importlib import resources
@@ -8,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hqinet.errors import HqinetError
 from hqinet.quality.metrics import METRICS
+from hqinet.quality.removal import RemovalLimits
 
 
 class PolicyError(HqinetError):
@@ -40,7 +44,7 @@ class ReaderLimits(BaseModel):
 
 
 class Policy(BaseModel):
-    """What a challenger must show. Differences are signed so that more is better."""
+    """What must be shown before an image is used. Differences are signed so that more is better."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,6 +94,11 @@ class Policy(BaseModel):
         ReaderLimits(),
         description="Least index of an observer over that in low dose: refused where even the "
         "upper end of its 95 % interval stays below.",
+    )
+    removal: RemovalLimits = Field(
+        RemovalLimits(),
+        description="How much of what is removed from a series may differ from noise; it is "
+        "quarantined where more does. A limit that is not named keeps its default.",
     )
 
 

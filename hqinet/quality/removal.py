@@ -5,10 +5,11 @@ is averaged, and has the grain of the noise that is seen. What has not is anatom
 """
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,14 +26,18 @@ AVERAGED = 9
 """Side in pixels of the windows in which noise averages out, and a lesion does not."""
 
 
+_BIAS = {"lung": 10.0, "fat": 5.0, "soft": 4.0, "bone": 20.0}
+
+
 class RemovalLimits(BaseModel):
     """How much what was removed may differ from noise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bias: dict[str, float] = Field(
-        {"lung": 10.0, "fat": 5.0, "soft": 4.0, "bone": 20.0},
-        description="Largest mean of what was removed in a tissue, HU, either sign.",
+    bias: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        _BIAS,
+        description="Largest mean of what was removed in a tissue, HU, either sign; a tissue that "
+        "is not named keeps its default.",
     )
     on_edges: float = Field(
         3.0, gt=1, description="Largest RMS on the steepest edges, over that of the whole body."
@@ -49,6 +54,13 @@ class RemovalLimits(BaseModel):
     least: float = Field(
         0.05, ge=0, description="Least RMS in the body, over the noise level of the input."
     )
+
+    @field_validator("bias")
+    @classmethod
+    def _every_tissue(cls, bias: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(set(bias) - set(_BIAS)):
+            raise ValueError(f"{unknown} are no tissues: name some of {', '.join(_BIAS)}")
+        return _BIAS | bias
 
 
 class Removal(BaseModel):

@@ -6,6 +6,7 @@ Everything that is not named here is copied from the source. Attributes follow D
 
 import copy
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,9 +72,15 @@ _DROPPED_GROUPS = (0x5000, 0x6000)
 SYNTAXES: dict[str, UID] = {"jpeg-ls": JPEGLSLossless, "rle": RLELossless}
 
 
-def series_uid(source: str, identity: str, options: str) -> UID:
-    """SeriesInstanceUID of what a model makes of a source series with some options."""
-    return derived_uid("series", source, identity, options)
+def series_uid(source: str, images: Iterable[str], identity: str, options: str) -> UID:
+    """SeriesInstanceUID of what a model makes of images of a source series with some options.
+
+    Other images make another series: restored with an image that came late, its neighbours have
+    other pixels and so other SOPInstanceUIDs, and one series would hold both at one position.
+
+    images: their SOPInstanceUIDs, in any order; a file of several frames names its own once.
+    """
+    return derived_uid("series", source, *sorted(set(images)), identity, options)
 
 
 class CodedConcept(NamedTuple):

@@ -292,6 +292,19 @@ def test_a_quarantined_series_is_remembered_until_it_would_be_judged_otherwise(
     assert other["outcome"] == "restored"
 
 
+def test_what_may_be_removed_is_the_policys_to_say(source, models, tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[removal.bias]\nbone = 0.001")
+    asked = DenoiseSettings(model=models["Smoother"], device="cpu")
+    result = denoise(str(source), str(tmp_path / "to"), asked, policy=str(policy))
+    (row,) = [row for row in result.series if row.description == "Low Dose Images"]
+    assert (row.outcome, row.code) == ("quarantined", "not_noise")
+    assert "from bone, allowed 0.001" in row.reasons[0]
+    assert restore(source, tmp_path / "to", models["Smoother"])["Low Dose Images"]["outcome"] == (
+        "restored"
+    )
+
+
 def test_a_series_outside_the_envelope_is_warned_of_and_refused_when_strict(
     models, tmp_path, series
 ):
@@ -462,13 +475,18 @@ def test_a_source_without_a_low_dose_series_is_told_and_no_error(source, models,
     assert {row["outcome"] for row in rows.values()} == {"left aside"}
 
 
-def test_a_part_of_a_series_does_not_take_the_place_of_the_whole(source, models, tmp_path):
-    whole = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
-    one = next((source / "Low Dose Images").iterdir())
-    part = restore(one, tmp_path, models["Smoother"])["Low Dose Images"]
-    assert part["outcome"] == "refused"
-    assert f"holds {SLICES} slices of this series, and these are 1" in part["reasons"][0]
-    assert len(list(Path(whole["folder"]).iterdir())) == SLICES
+def test_an_image_that_comes_late_makes_another_series_and_none_with_two_at_one_place(
+    source, models, tmp_path
+):
+    early = tmp_path / "early"
+    shutil.copytree(source / "Low Dose Images", early)
+    max(early.iterdir(), key=lambda file: pydicom.dcmread(file).InstanceNumber).unlink()
+    part = restore(early, tmp_path / "to", models["Smoother"])["Low Dose Images"]
+    whole = restore(source, tmp_path / "to", models["Smoother"])["Low Dose Images"]
+    assert part["outcome"] == whole["outcome"] == "restored"
+    assert part["series"] != whole["series"]
+    counts = [len(list(Path(row["folder"]).iterdir())) for row in (part, whole)]
+    assert counts == [SLICES - 1, SLICES]
 
 
 def test_our_own_series_is_known_by_its_uid_though_its_header_hides_it(source, models, tmp_path):

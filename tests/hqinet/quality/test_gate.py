@@ -9,6 +9,7 @@ from hqinet.quality.gate import Verdict
 from hqinet.quality.policy import Policy, PolicyError, load_policy
 from hqinet.quality.reader_study import Answer, Estimate, ReaderStudy
 from hqinet.quality.reference import TISSUES
+from hqinet.quality.removal import RemovalLimits
 from hqinet.quality.tasks import TaskFigures
 
 LINEAGE = {"commit": "1", "digest": "d", "recipe": "fast", "training_patients": '["A"]'}
@@ -235,6 +236,18 @@ def test_a_partial_table_of_biases_keeps_the_other_tissues(tmp_path):
     limits = load_policy(str(file)).hu_bias
     assert (limits.bone, limits.lung, limits.fat, limits.soft) == (5.0, 15.0, 10.0, 10.0)
     file.write_text("[hu_bias]\nliver = 5.0")
+    with pytest.raises(PolicyError, match="liver"):
+        load_policy(str(file))
+
+
+def test_a_partial_table_of_what_may_be_removed_keeps_the_other_limits(tmp_path):
+    file = tmp_path / "removal.toml"
+    file.write_text("[removal]\nstructure = 8.0\n[removal.bias]\nbone = 5.0")
+    limits = load_policy(str(file)).removal
+    assert (limits.structure, limits.on_edges) == (8.0, RemovalLimits().on_edges)
+    assert limits.bias == RemovalLimits().bias | {"bone": 5.0}
+    assert load_policy("default").removal == RemovalLimits()
+    file.write_text("[removal.bias]\nliver = 5.0")
     with pytest.raises(PolicyError, match="liver"):
         load_policy(str(file))
 

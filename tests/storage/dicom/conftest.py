@@ -27,7 +27,7 @@ from storage.dicom.stored_words import decoded
 
 OPTIONS = '{"strength": 1.0}'
 DERIVATION = Derivation(
-    series=series_uid("1.2", "ab" * 32, OPTIONS),
+    series=series_uid("1.2", ["1.2.1", "1.2.2"], "ab" * 32, OPTIONS),
     model="3",
     identity="ab" * 32,
     software="0.1.0",

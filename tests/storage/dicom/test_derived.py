@@ -19,6 +19,8 @@ from storage.dicom.series import order
 from storage.dicom.source_images import source_images, stored_range
 from storage.dicom.stored_words import decoded
 
+IMAGES = ["1.2.1", "1.2.2"]
+
 
 def coded(intercept: float, slope: float, bits: int, signed: bool):
     """What to write of HU so that slope and intercept lead back to them."""
@@ -273,7 +275,8 @@ def test_uids_follow_source_model_options_and_pixels(tmp_path, series, derive, d
         derive(tmp_path, derivation=replace(derivation, options='{"strength": 0.5}')),
     ):
         assert instances.isdisjoint(str(image.SOPInstanceUID) for _, image in other[1])
-    uid = series_uid("1.2", "ab" * 32, derivation.options)
+    uid = series_uid("1.2", IMAGES, "ab" * 32, derivation.options)
+    assert uid == series_uid("1.2", IMAGES[::-1] * 2, "ab" * 32, derivation.options)
     assert {image.SeriesInstanceUID for _, image in pairs} == {uid}
     assert uid.is_valid
     assert (
@@ -281,16 +284,17 @@ def test_uids_follow_source_model_options_and_pixels(tmp_path, series, derive, d
             {
                 uid,
                 *(
-                    series_uid(*three)
-                    for three in (
-                        ("1.3", "ab" * 32, derivation.options),
-                        ("1.2", "cd" * 32, derivation.options),
-                        ("1.2", "ab" * 32, "{}"),
+                    series_uid(*four)
+                    for four in (
+                        ("1.3", IMAGES, "ab" * 32, derivation.options),
+                        ("1.2", IMAGES[:1], "ab" * 32, derivation.options),
+                        ("1.2", IMAGES, "cd" * 32, derivation.options),
+                        ("1.2", IMAGES, "ab" * 32, "{}"),
                     )
                 ),
             }
         )
-        == 4
+        == 5
     )
     assert all(
         image.file_meta.MediaStorageSOPInstanceUID == image.SOPInstanceUID for _, image in pairs
