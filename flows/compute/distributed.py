@@ -12,12 +12,14 @@ from pathlib import Path
 from types import FrameType
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import get_client
 
 from flows import stores
 from flows.compute import training_job
 from flows.compute.training_job import Job
 from flows.errors import FlowError
+from flows.operations.processes import identity
 from flows.settings import TrainSettings
 from hqinet.devices import pick_device
 from hqinet.training.interrupts import TrainingInterruptedError
@@ -81,6 +83,7 @@ def _torchrun(
     command += _rendezvous(settings)
     command += [f"--nproc-per-node={settings.processes}", f"--log-dir={logs}"]
     command += [f"--shutdown-timeout={PATIENCE}", "-m", "flows.compute.training_job", *told]
+    environment = environment | {training_job.STARTED_BY: identity(psutil.Process())}
     asked_to_stop: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
 

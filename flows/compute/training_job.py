@@ -21,6 +21,7 @@ from flows.compute.beginnings import weights_of
 from flows.compute.observations import Observations
 from flows.compute.pairs import pairs_of
 from flows.compute.progress import Display
+from flows.operations.processes import end_with
 from flows.settings import Settings
 from hqinet.devices import pick_device
 from hqinet.report.pictures import panel, save_curves
@@ -37,6 +38,9 @@ REASONS: dict[str, type[Exception]] = {
     "store.txt": StorageError,
 }
 """Files in the run's folder that say, in one line, why a distributed run stopped."""
+STARTED_BY = "_HQINET_RANK_OF"
+"""Variable of a rank: the process that started torchrun. It dies with that one, which alone may say
+that the run is being trained: another attempt would write the same checkpoint meanwhile."""
 
 
 class Job(BaseModel):
@@ -150,6 +154,7 @@ def first_rank() -> bool:
 
 def main() -> None:
     """One rank of a distributed run; what stopped it stands in a file of REASONS for its parent."""
+    end_with(os.environ[STARTED_BY])
     told = None
     if sys.argv[1:]:
         told = Job.model_validate_json(Path(sys.argv[1]).read_text()), UUID(sys.argv[2])

@@ -1,5 +1,8 @@
 """Processes of a home, told from later ones that got their number, and ended in good order."""
 
+import os
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +13,21 @@ ENGINE = "prefect.engine"
 """Module that a worker starts for each flow run."""
 
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
 def identity(process: psutil.Process) -> str:
-    """A process, told from a later one that got its number."""
+    """A process, told from a later one that got its number, whatever the clock is set to."""
+    try:
+        # Ticks from boot to start, field 22 of proc(5); psutil's time of creation is of the clock.
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{process.pid}@{stat[19]}-{BOOT.read_text().strip()}"
+    except OSError:
+        return _by_the_clock(process)
+
+
+def _by_the_clock(process: psutil.Process) -> str:
+    """The identity where there is no /proc, and that of versions before."""
     return f"{process.pid}@{process.create_time()}"
 
 
@@ -20,9 +36,21 @@ def find(known: str) -> psutil.Process | None:
     number, _, _ = known.partition("@")
     with suppress(psutil.Error, ValueError):
         process = psutil.Process(int(number))
-        if identity(process) == known and process.status() != psutil.STATUS_ZOMBIE:
+        there = known in {identity(process), _by_the_clock(process)}
+        if there and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
+
+
+def end_with(known: str) -> None:
+    """Have this process end, at once and whatever it does, when the one of an identity is gone."""
+
+    def wait() -> None:
+        while find(known) is not None:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def end(processes: Iterable[psutil.Process], seconds: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import psutil
 import pytest
 
 from flows import stores
@@ -194,6 +195,18 @@ def test_several_processes_save_when_told_to_stop(request_to_stop, command, tmp_
     assert f"step {saved}" in errors.splitlines()[-1]
     assert f"hqinet train --resume {run.name}" in errors.splitlines()[-1]
     assert stores.registry()._client.get_run(run.name).info.status == "KILLED"
+
+
+def test_several_processes_die_with_the_one_that_started_them(command, tmp_path, tiny_recipe):
+    command.environment["HQINET_TRAIN__PROCESSES"] = "2"
+    process, _ = begun(command, "--recipe", longer(tiny_recipe, tmp_path, epochs=1000))
+    started = psutil.Process(process.pid).children(recursive=True)
+    ranks = [one for one in started if "training_job" in " ".join(one.cmdline())]
+    assert len(ranks) >= 2
+    process.kill()
+    process.communicate(timeout=60)
+    _, left = psutil.wait_procs(ranks, timeout=20)
+    assert not left
 
 
 @pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
