@@ -19,6 +19,7 @@ from flows.compute.progress import announce
 from flows.compute.workers import on_devices
 from flows.errors import FlowError
 from flows.evaluations import artifact, champion, counting, judge, stored_summary
+from flows.retries import TRIED_AGAIN
 from flows.settings import ClusterSettings, EvaluateSettings, Settings
 from hqinet.quality import gate
 from hqinet.quality.evidence import Evidence
@@ -100,7 +101,7 @@ def evaluate(
     return result
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list[Accepted]:
     """The patients to evaluate; raises EvaluationError if the model was trained on one of them."""
     patients = snapshot.patients(split)
@@ -123,7 +124,7 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
     return patients
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def measure(
     snapshot: Snapshot,
     patients: list[Accepted],
@@ -176,7 +177,7 @@ def evidence_of(
     return Evidence(per_patient(slices), failures, simulated_doses, tasks, study)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def write_report(
     version: ModelVersion,
     snapshot: Snapshot,

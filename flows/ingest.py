@@ -18,6 +18,7 @@ from prefect.utilities.annotations import opaque
 from flows import stores
 from flows.commit_news import CommitNews
 from flows.compute.workers import Workers
+from flows.retries import TRIED_AGAIN
 from flows.settings import ClusterSettings, IngestSettings, Settings
 from flows.states import REFUSED, ended
 from storage.dataset.rows import Accepted, Refused
@@ -147,7 +148,7 @@ def _pseudonyms(rules: CohortRules) -> pseudonyms.Pseudonyms:
     return pseudonyms.pseudonyms(pseudonymise=rules.pseudonymise, secret=secret)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def inventory(opened: Delivery, workers: Workers) -> Inventory:
     """Look at the headers that are new; many of them on the workers."""
 
@@ -179,7 +180,7 @@ def plan(opened: Delivery, found: Inventory) -> Plan:
     return planned
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def convert(
     opened: Delivery, planned: Plan, workers: Workers, retries: int
 ) -> list[Accepted | Refused]:
@@ -198,7 +199,7 @@ def convert(
     return rows
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def merge(
     opened: Delivery, found: Inventory, planned: Plan, rows: list[Accepted | Refused]
 ) -> Outcome:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from flows import events, stores
 from flows.compute.shadows import evidence_of
 from flows.evaluations import SPLIT, PromotionError, champion, counting, judge, missing
+from flows.retries import TRIED_AGAIN
 from flows.settings import Settings
 from flows.states import REFUSED, ended
 from hqinet.quality import gate
@@ -132,7 +133,7 @@ def _made_before(history: History) -> Entry | None:
     return next((e for e in history.entries if e.details.get(RUN) == runtime.flow_run.id), None)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def judge_version(
     version: ModelVersion, rival: ModelVersion | None, snapshot: Snapshot, policy: Policy
 ) -> gate.Verdict:

@@ -25,6 +25,7 @@ from flows.compute.envelopes import ENVELOPE, write_envelope
 from flows.compute.progress import Display
 from flows.compute.training_job import Job
 from flows.errors import FlowError
+from flows.retries import TRIED_AGAIN
 from flows.settings import Settings, TrainSettings
 from hqinet.restoration.export import deployable, example_windows
 from hqinet.training.checkpoint import load_checkpoint, load_network
@@ -241,7 +242,7 @@ def close_run(run: str, status: str) -> None:
         get_run_logger().warning("run %s could not be closed as %s: %s", run, status, error)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, **TRIED_AGAIN)
 def register(job: Job) -> TrainResult:
     """Register the best weights of a finished run in pt2 form, tagged with its lineage."""
     registry = stores.registry()

@@ -41,6 +41,10 @@ class RegistryError(StorageError):
     """Something asked of the registry that is not there."""
 
 
+class UnavailableError(RegistryError):
+    """A registry that does not do what was asked now: its server is away, or in trouble."""
+
+
 class CollectionError(StorageError):
     """A public collection that does not hold what was asked for."""
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, UNAUTHENTICATED, ErrorCode
 
-from storage.errors import RegistryError
+from storage.errors import RegistryError, UnavailableError
 
 
 @contextmanager
@@ -35,4 +35,4 @@ def refusal_of(error: MlflowException) -> RegistryError:
             "MLflow's server refuses the password: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD as it knows them"
         )
-    return RegistryError(f"MLflow does not do what was asked: {str(error)[:300]}")
+    return UnavailableError(f"MLflow does not do what was asked: {str(error)[:300]}")

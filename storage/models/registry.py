@@ -22,7 +22,7 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types.schema import Schema, TensorSpec
 
-from storage.errors import RegistryError
+from storage.errors import RegistryError, UnavailableError
 from storage.models.errors import missing_run, refusal_of, registry_errors
 from storage.models.versions import (
     DATASET,
@@ -284,6 +284,6 @@ class Registry:
 def _require_server(uri: str) -> None:
     """MLflow's own requests would be repeated for minutes, silently."""
     if not answers(uri):
-        raise RegistryError(
+        raise UnavailableError(
             f"no MLflow server answers at {uri}: start it, or see HQINET_TRACKING_URI"
         )
