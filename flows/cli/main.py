@@ -57,6 +57,7 @@ for verb in (
     services.down,
     services.status,
     services.doctor,
+    services.backup,
 ):
     app.command()(verb)
 app.add_typer(dataset.app, name="dataset")

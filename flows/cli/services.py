@@ -1,4 +1,4 @@
-"""The verbs of the services that run in a home: up, down, status, doctor, automations."""
+"""The verbs of the services that run in a home: up, down, status, doctor, backup, automations."""
 
 import os
 import sys
@@ -94,6 +94,22 @@ def doctor(home: Home = homes.DEFAULT, as_json: Json = False) -> None:
     output.answer({"checks": checks}, _print_checks, as_json=as_json)
     if any(check["outcome"] == "failure" for check in checks):
         raise typer.Exit(1)
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="FILE.tar", help="On another disk.")],
+    home: Home = homes.DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Write the home into a tar file, while its services go on."""
+    from flows.cli import output
+    from flows.operations.backup import back_up
+
+    homes.require(home)
+    made = {"file": str(target), "files": back_up(home.expanduser().absolute(), target)}
+    output.answer(
+        made, lambda _: output.print_line(f"{made['files']} files: {target}"), as_json=as_json
+    )
 
 
 @automations.command()

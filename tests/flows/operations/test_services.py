@@ -6,9 +6,11 @@ One file, for the services are started once for it. The tests run in the order i
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+import tarfile
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -226,6 +228,7 @@ def die_in_training(installation) -> None:
     known = [processes.find(installation.service(name).process) for name in KILLED]
     families = [one for process in known for one in processes.family(process)]
     assert any(map(processes.is_flow_run, families))
+    installation.command.json("backup", installation.home.with_name("live.tar"))
     for process in families:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -320,3 +323,18 @@ def test_down_ends_workers_then_servers_within_fifteen_seconds(installation):
     assert status.returncode == 1
     assert '"state": "down"' in status.stdout
     assert installation.command.json("down") == {"ended": False}
+
+
+def test_a_backup_of_services_at_work_becomes_a_home_again(installation, second):
+    home = installation.home
+    home.rename(home.with_name("former"))
+    with tarfile.open(home.with_name("live.tar")) as tar:
+        tar.extractall(home, filter="data")
+    # As it was in the midst of the second training.
+    (model,) = installation.command.json("models")["models"]
+    assert (model["version"], model["aliases"]) == (1, ["champion"])
+    assert installation.command.json("dataset", "show")["commit"] == 2
+    assert installation.command("dataset", "verify", "--deep").returncode == 0
+    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
+        asked = "SELECT count(*) FROM flow_run WHERE state_type = 'RUNNING'"
+        assert database.execute(asked).fetchone()[0] >= 1
