@@ -1,7 +1,6 @@
 """The evaluation flow: a model version on a split of a commit, patient by patient, to a report."""
 
 import json
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 
 from flows import events, lineage, stores
 from flows.compute.measurement import Measurement
+from flows.compute.models import Models, UsedModel
 from flows.compute.pairs import pair_of
 from flows.compute.progress import announce
 from flows.compute.workers import on_devices
@@ -82,9 +82,8 @@ def evaluate(
     rival = None if is_champion else standing
     if rival is not None:
         evaluate_rival(rival, snapshot, split, settings, cluster)
-    with tempfile.TemporaryDirectory(dir=stores.scratch()) as folder:
-        file = stores.registry().model_file(version, Path(folder))
-        results = measure(snapshot, patients, file, settings, cluster)
+    models = Models(str(version.version))
+    results = measure(snapshot, patients, models.resolve(), settings, cluster)
     study = ask_observer([result.tasks for result in results if result.tasks is not None])
     evidence = evidence_of(results, frozenset(simulated(snapshot, split)), study)
     verdict = judge(rules, version, evidence, rival, snapshot)
@@ -128,13 +127,13 @@ def check_leakage(version: ModelVersion, snapshot: Snapshot, split: str) -> list
 def measure(
     snapshot: Snapshot,
     patients: list[Accepted],
-    file: Path,
+    used: UsedModel,
     settings: EvaluateSettings,
     cluster: ClusterSettings,
 ) -> list[report.PatientResult]:
     """Restore and measure every patient, in the order of the patients."""
     budget = report.BYTES_FOR_IMAGES // len(patients)
-    measurement = Measurement(file, settings, stores.scratch(), budget)
+    measurement = Measurement(used, settings, stores.scratch(), budget)
     asked = ((row, pair_of(snapshot, row)) for row in patients)
     results: dict[str, report.PatientResult] = {}
     for (row, _), result in on_devices(

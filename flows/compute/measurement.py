@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from flows.compute.models import UsedModel, load
 from flows.settings import EvaluateSettings
 from hqinet.devices import pick_device
 from hqinet.quality.evaluation import RESTORED, measure_patient, measure_unrestored
 from hqinet.quality.tasks import perform_tasks
 from hqinet.report.key_slices import CHOSEN_BY, choose_slices, keep_views
 from hqinet.report.page import PatientResult
-from hqinet.restoration.export import load_exported
 from hqinet.restoration.restore import HUModel, InferenceError, restore_to_file
 from hqinet.samples.pairs import VolumePair
 from storage.dataset.rows import Accepted
@@ -25,12 +25,12 @@ class Measurement:
     """Restores and measures every slice of a patient, low dose and restored; picklable.
 
     Attributes:
-        file: of the model.
+        used: the model.
         scratch: folder in which a restored volume lies meanwhile.
         budget: bytes of the pictures that a report shows of a patient.
     """
 
-    file: Path
+    used: UsedModel
     settings: EvaluateSettings
     scratch: Path
     budget: int
@@ -40,7 +40,7 @@ class Measurement:
         row, pair = patient
         device = pick_device(self.settings.device)
         try:
-            model = load_exported(self.file, device, dose=pair.known_dose())
+            model = load(self.used, pair.known_dose(), self.settings.device)
             return self._judged(row, pair, model, device)
         except InferenceError as error:
             measured = measure_unrestored(

@@ -32,6 +32,8 @@ STARTER = "starter"
 JOB = "run.json"
 """Artifact of a run that `hqinet train` made: what was trained, and by which recipe."""
 _LOADED: dict[tuple[str, str, float | None, Precision], HUModel] = {}
+_KEPT = 4
+"""Of them: more than a run needs at once. An evaluation may have a dose for each patient."""
 _LOADING = Lock()
 
 
@@ -117,12 +119,15 @@ def _network_of(registry: "Registry", version: "ModelVersion", folder: Path) -> 
 def load(
     used: UsedModel, dose: float | None, device: str, precision: Precision = "float32"
 ) -> HUModel:
-    """The model as a function from HU to HU; loaded once in this process."""
+    """The model as a function from HU to HU; the latest stay loaded in this process."""
     key = used.identity, device, dose, precision
     with _LOADING:
         if key not in _LOADED:
             _LOADED[key] = _read(used, dose, pick_device(device), precision)
-        return _LOADED[key]
+        loaded = _LOADED[key]
+        while len(_LOADED) > _KEPT:
+            del _LOADED[next(iter(_LOADED))]
+        return loaded
 
 
 def _read(

@@ -7,6 +7,7 @@ recipe. `hqinet.restoration.restore.Restorer` puts HU and the noise estimate aro
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import assert_never
 
 import torch
@@ -95,9 +96,8 @@ class HQINet(nn.Module):
     def _network(self, x: Tensor) -> Tensor:
         """Pad to whole multiples, encode, decode, reconstruct, crop back."""
         rows, columns = x.shape[-2:]
-        margins = (0, _up(columns, self.multiple) - columns, 0, _up(rows, self.multiple) - rows)
-        x = F.pad(x, margins, mode="replicate")
-        size = x.shape[-2:]
+        size = _whole(rows, self.multiple), _whole(columns, self.multiple)
+        x = _padded(x, size)
         skips = [self.stem(x)]
         x = self.stem_down(skips[0])
         for stage in self.stages:
@@ -126,8 +126,25 @@ def detail(images: Tensor) -> Tensor:
     return images - mean
 
 
-def _up(size: int, multiple: int) -> int:
-    return (size + multiple - 1) // multiple * multiple
+def _whole(size: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `size`.
+
+    To an export the count of multiples is a number that it knows nothing of: all maps then have
+    multiples of it for their sizes, where formulas of `size` took longest to export and to read.
+    """
+    count = (size + multiple - 1) // multiple
+    if torch.compiler.is_exporting():
+        count = torch.scalar_tensor(count, dtype=torch.int64).item()
+        torch._check(count >= 1)  # noqa: SLF001 - as torch's guide to export has it
+    return count * multiple
+
+
+def _padded(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The last row and column repeated up to `size`."""
+    for axis, length in enumerate(size, 2):
+        index = torch.arange(length, device=x.device).clamp(max=x.shape[axis] - 1)
+        x = x.index_select(axis, index)
+    return x
 
 
 def _cropped(x: Tensor, rows: int, columns: int) -> Tensor:
