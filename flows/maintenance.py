@@ -40,6 +40,12 @@ def maintenance(deep_within: int = 13) -> MaintenanceResult:
             all of them now; 0: never.
     """
     dataset = stores.dataset()
+    if not dataset.catalog.exists():
+        # As where series are restored alone.
+        get_run_logger().warning(
+            "there is no dataset at %s: nothing was verified", dataset.location
+        )
+        return MaintenanceResult(commit=0, volumes=0, deep=0, removed=0, bytes=0)
     snapshot = dataset.snapshot()
     found = upkeep.verify(snapshot)
     due = due_in(datetime.now(UTC), [row.patient for row in snapshot.patients()], deep_within)

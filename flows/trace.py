@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from flows import lineage, stores
 from flows.compute.models import STARTER
-from flows.compute.replay import Replayed, derived_folders, replay_series
+from flows.compute.replay import Replayed, derived_series, replay_instances, replay_series
 from flows.evaluations import SPLIT, stored_summary
 from flows.operations import journal
 from flows.settings import Settings
@@ -113,16 +113,15 @@ def replay(place: Path, device: str) -> list[Replayed]:
     Raises:
         SourceError: there is none.
     """
-    groups = [
-        [place] if place.is_file() else sorted(folder.glob("*.dcm"))
-        for folder in derived_folders(place)
-    ]
-    if not groups:
-        raise SourceError(f"{place} holds no derived series: give a file or folder of them")
+    if place.is_file():
+        said = read_statement(place)
+        return [replay_instances([said], record_of(said, place.parent), device)]
     found = []
-    for files in groups:
-        record = record_of(read_statement(files[0]), files[0].parent)
-        found.append(replay_series(files, record, device))
+    for said in derived_series(place):
+        folder = said[0].file.parent
+        found.append(replay_series(said, record_of(said[0], folder), device))
+    if not found:
+        raise SourceError(f"{place} holds no derived series: give a file or folder of them")
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from storage.dicom.archive import SeriesRecord, source_digest
 from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.series import order
 from storage.dicom.source_images import SourceImage, changed_values, source_images
-from storage.dicom.statement import Statement, read_statement
+from storage.dicom.statement import Statement, read_statement, read_values
 from storage.dicom.stored_words import decoded
 from storage.errors import SourceError, StorageError
 from storage.refusals import Refusal
@@ -45,26 +46,45 @@ class Replayed(BaseModel):
     """HU of the largest difference."""
 
 
-def derived_folders(place: Path) -> Iterator[Path]:
-    """The folders at or below a place that hold DICOM files, or those of a single file."""
-    if place.is_file():
-        yield place.parent
-        return
+def derived_series(place: Path) -> Iterator[list[Statement]]:
+    """The derived series in each folder at or below a place; what HQINet did not make is left out.
+
+    Raises:
+        SourceError: there is no such place.
+    """
     if not place.is_dir():
         raise SourceError(f"{place} is not there: give a file or folder of derived series")
     for folder in (place, *sorted(path for path in place.rglob("*") if path.is_dir())):
-        if not folder.name.endswith(".draft") and any(folder.glob("*.dcm")):
-            yield folder
+        if folder.name.endswith(".draft"):
+            continue
+        series: dict[str, list[Statement]] = {}
+        for file in sorted(folder.glob("*.dcm")):
+            with suppress(SourceError):
+                said = read_statement(file)
+                series.setdefault(said.series, []).append(said)
+        yield from series.values()
 
 
-def replay_series(files: Sequence[Path], record: SeriesRecord | None, device: str) -> Replayed:
+def replay_series(said: Sequence[Statement], record: SeriesRecord | None, device: str) -> Replayed:
+    """As `replay_instances`, of all that a series has: what is not there is told."""
+    found = replay_instances(said, record, device)
+    lacking = 0 if record is None else record.instances - len(said)
+    if lacking <= 0 or found.outcome == "cannot be replayed":
+        return found
+    reason = f"{lacking} of its instances are not here, or cannot be read"
+    return found.model_copy(update={"outcome": "differs", "reason": reason})
+
+
+def replay_instances(
+    said: Sequence[Statement], record: SeriesRecord | None, device: str
+) -> Replayed:
     """Restore the source of a derived series again, and compare some of its instances.
 
     Args:
         record: what the series was made of; None where that is not known.
     """
-    said = [read_statement(file, pixels=True) for file in files]
-    about = {"series": said[0].series, "folder": str(files[0].parent), "instances": len(said)}
+    folder = str(said[0].file.parent)
+    about = {"series": said[0].series, "folder": folder, "instances": len(said)}
     if record is None:
         reason = "its record is neither beside its folder nor in this home"
         return Replayed(outcome="cannot be replayed", reason=reason, **about)
@@ -124,16 +144,14 @@ def _differences(
     low: NDArray[np.int16],
     restored: Iterator[NDArray[np.int16]],
 ) -> tuple[int, float]:
-    of_source = {(one.source_instance, one.frame): one.pixels for one in said}
+    of_source = {(one.source_instance, one.frame): one.file for one in said}
     differing, largest, compared = 0, 0.0, 0
     for source, before, after in zip(sources, low, restored, strict=True):
         there = of_source.get((source.instance, source.item.frame))
         if there is None:
             continue
         values = changed_values(source, before, after)
-        apart = np.abs(
-            values.astype(np.int64) - np.frombuffer(there, values.dtype).reshape(values.shape)
-        )
+        apart = np.abs(values.astype(np.int64) - read_values(there))
         differing += int(np.count_nonzero(apart))
         largest = max(largest, float(apart.max() * abs(source.item.rescale[0])))
         compared += 1

@@ -79,12 +79,23 @@ def look_at(path: Path) -> Arrival:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file itself, or all below a folder, but for drafts."""
+    """A file itself, or all below a folder, but for drafts; of a folder that is shut, that folder.
+
+    Whoever takes the delivery refuses it by name, where it would look empty here.
+    """
     if path.is_file():
         return [path]
-    # `Path.rglob` raises for a folder that is gone before it is entered.
-    found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sorted(file for file in found if file.is_file() and not files.is_draft(file))
+    shut: list[Path] = []
+
+    def note(error: OSError) -> None:
+        # A folder that is gone before it is entered is none of the delivery's any more.
+        if not isinstance(error, FileNotFoundError):
+            shut.append(Path(error.filename))
+
+    # `Path.rglob` raises for both.
+    walked = os.walk(path, onerror=note)
+    found = [Path(folder, name) for folder, _, names in walked for name in names]
+    return sorted([*shut, *(one for one in found if one.is_file() and not files.is_draft(one))])
 
 
 @dataclass(frozen=True)

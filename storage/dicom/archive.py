@@ -115,7 +115,7 @@ class Destination:
             and (record.source, record.compression) == (source, compression)
             and record.instances > 0
             and self.final.is_dir()
-            and len(list(self.final.iterdir())) == record.instances
+            and len(list(self.final.glob("*.dcm"))) == record.instances
         )
 
     def quarantined(self, source: str, limits: str) -> SeriesRecord | None:

@@ -22,9 +22,9 @@ class Statement:
         frame: of the source instance, from 0.
         device: DeviceUID of our equipment item, which is the model's identity.
         lineage: what ContributionDescription says of the training.
-        pixels: the stored values as bytes; None unless they were asked for.
     """
 
+    file: Path
     study: str
     series: str
     instance: str
@@ -37,27 +37,32 @@ class Statement:
     made: str
     description: str
     lineage: dict[str, str]
-    pixels: bytes | None
 
 
-def read_statement(file: Path, *, pixels: bool = False) -> Statement:
-    """Read what an instance says; `pixels`: with its stored values.
+def read_statement(file: Path) -> Statement:
+    """Read what an instance says.
 
     Raises:
         SourceError: it is not there, no DICOM, or HQINet did not make it.
     """
     try:
-        image = pydicom.dcmread(file, stop_before_pixels=not pixels)
+        image = pydicom.dcmread(file, stop_before_pixels=True)
     except (OSError, InvalidDicomError) as error:
         raise SourceError(f"{file}: cannot be read as DICOM: {error}") from error
     items = image.get("ContributingEquipmentSequence") or []
     ours = [item for item in items if text(item, "Manufacturer") == MANUFACTURER]
-    if not ours or "SourceImageSequence" not in image:
+    named = image.get("SourceImageSequence"), image.get("ReferencedSeriesSequence")
+    if not ours or not all(named):
         raise SourceError(
             f"{file}: HQINet did not make it: its equipment is "
             f"{text(image, 'Manufacturer') or 'not stated'}; give a file of a derived series"
         )
-    return _statement(image, ours[-1], image.pixel_array.tobytes() if pixels else None)
+    return _statement(file, image, ours[-1])
+
+
+def read_values(file: Path) -> NDArray[np.integer]:
+    """The stored values of an instance, (rows, columns)."""
+    return pydicom.dcmread(file).pixel_array
 
 
 def read_hu(file: Path) -> NDArray[np.int16]:
@@ -68,11 +73,12 @@ def read_hu(file: Path) -> NDArray[np.int16]:
     return np.rint(hu).clip(limits.min, limits.max).astype(np.int16)
 
 
-def _statement(image: Dataset, ours: Dataset, pixels: bytes | None) -> Statement:
+def _statement(file: Path, image: Dataset, ours: Dataset) -> Statement:
     (source, *_) = image.SourceImageSequence
     (series, *_) = image.ReferencedSeriesSequence
     parts = text(ours, "ContributionDescription").split("; ")
     return Statement(
+        file=file,
         study=text(image, "StudyInstanceUID"),
         series=text(image, "SeriesInstanceUID"),
         instance=text(image, "SOPInstanceUID"),
@@ -85,5 +91,4 @@ def _statement(image: Dataset, ours: Dataset, pixels: bytes | None) -> Statement
         made=text(ours, "ContributionDateTime"),
         description=text(image, "DerivationDescription"),
         lineage=dict(part.split(" ", 1) for part in parts if " " in part),
-        pixels=pixels,
     )

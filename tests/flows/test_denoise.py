@@ -158,6 +158,8 @@ def test_what_is_done_is_not_done_again_and_another_model_is_another_series(
     source, models, tmp_path
 ):
     first = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
+    # What a file manager leaves in every folder that it shows.
+    (Path(first["folder"]) / ".DS_Store").touch()
     before = {f: f.stat().st_mtime_ns for f in Path(first["folder"]).iterdir()}
     again = restore(source, tmp_path, models["Smoother"])["Low Dose Images"]
     assert again["outcome"] == "done before"

@@ -340,6 +340,12 @@ def test_maintenance_verifies_then_clears_and_leaves_a_damaged_dataset_alone(hom
         maintenance()
 
 
+def test_without_a_dataset_there_is_nothing_to_maintain_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("HQINET_DATASET", str(tmp_path / "dataset"))
+    assert maintenance().volumes == 0
+    assert not (tmp_path / "dataset").exists()
+
+
 def test_every_pixel_is_read_once_within_the_weeks_that_are_given():
     patients = [f"L{number:03d}" for number in range(100)]
     weeks = [datetime(2026, 1, 4, 4, tzinfo=UTC) + timedelta(weeks=n) for n in range(13)]

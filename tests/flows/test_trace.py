@@ -99,6 +99,17 @@ def test_a_replay_finds_a_pixel_that_was_changed(made, tmp_path):
     assert (found.outcome, found.differing, found.largest) == ("differs", 1, 3.0)
 
 
+def test_a_replay_passes_over_what_is_not_ours_and_tells_what_lacks(made, source, tmp_path):
+    copied = shutil.copytree(made, tmp_path / made.name)
+    shutil.copy(made.parent / f"{made.name}.json", tmp_path)
+    (copied / "0002.dcm").unlink()
+    (copied / "0004.dcm").write_bytes(b"no DICOM")
+    shutil.copy(min(source.iterdir()), copied / "scanner.dcm")
+    (found,) = trace.replay(tmp_path, "cpu")
+    assert (found.outcome, found.instances, found.differing) == ("differs", 2, 0)
+    assert found.reason == "2 of its instances are not here, or cannot be read"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -1,5 +1,6 @@
 """A delivery's measure while its files are still being written, renamed and moved."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -47,6 +48,23 @@ def test_a_delivery_that_is_gone_is_empty(study):
     (study / "1.dcm").unlink()
     study.rmdir()
     assert look_at(study).is_empty
+
+
+def test_a_folder_that_is_shut_is_something_and_not_nothing(study, monkeypatch):
+    shut = study / "shut"
+    shut.mkdir()
+    before = look_at(study)
+    really = os.scandir
+
+    def refuse(path):
+        if Path(path) == shut:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path)
+
+    # A folder that its mode shuts is open to the user `root`, whom containers know.
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert look_at(study).digest != before.digest
+    assert not look_at(shut).is_empty
 
 
 def test_a_draft_is_no_file_of_a_delivery(study):
