@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hqinet.quality.removal import highest_hu, noise_frequency
+from hqinet.quality.noise_spectrum import band_shares, mean_frequency
+from hqinet.quality.removal import highest_hu, noise_power
 from hqinet.restoration.envelope import Envelope, Range, SeriesFacts, measured_noise
 from hqinet.samples.pairs import HuVolume
 from storage.dataset.rows import Accepted
@@ -32,15 +33,18 @@ def write_envelope(file: Path, snapshot: Snapshot, drawn: Range | None) -> Path:
 
 
 def _of_row(row: Accepted, low: HuVolume) -> SeriesFacts:
+    power = noise_power(low, row.spacing[1:])
     return SeriesFacts(
         vendor=row.vendor,
         kernel=row.kernel,
         anatomy=row.anatomy,
         pixel=max(row.spacing[1:]),
         increment=row.spacing[0],
+        thickness=row.thickness,
         matrix=max(row.matrix),
         noise=measured_noise(low),
-        frequency=noise_frequency(low, row.spacing[1:]),
+        frequency=mean_frequency(power),
+        spectrum=band_shares(power),
         highest=highest_hu(low),
         kvp=row.kvp,
         dose=row.implied_dose or row.dose_fraction,
@@ -59,15 +63,18 @@ def facts_of(
         dose: that it is taken for, over full dose.
     """
     _, *pixel = series.geometry.spacing
+    power = noise_power(low, (pixel[0], pixel[1]))
     return SeriesFacts(
         vendor=vendor_of(header.manufacturer),
         kernel=kernel_of("\\".join(series.kernels)),
         anatomy=cohort.anatomy(rules, header.patient_id, header.body_part),
         pixel=max(pixel),
         increment=series.geometry.spacing[0],
+        thickness=series.thickness,
         matrix=max(series.rows, series.columns),
         noise=measured_noise(low),
-        frequency=noise_frequency(low, (pixel[0], pixel[1])),
+        frequency=mean_frequency(power),
+        spectrum=band_shares(power),
         highest=highest_hu(low),
         kvp=series.kvp,
         dose=dose,

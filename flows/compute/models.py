@@ -19,7 +19,7 @@ from hqinet.restoration.envelope import Envelope
 from hqinet.restoration.export import load_built, load_exported
 from hqinet.restoration.precision import Precision, mixed
 from hqinet.restoration.restore import HUModel
-from hqinet.restoration.starter import RECIPE, required_starter, starter_envelope
+from hqinet.restoration.starter import CARD, RECIPE, required_starter, starter_envelope
 from hqinet.training.recipe import Recipe, load_recipe
 from storage.models.versions import CHAMPION
 from storage.provenance import code_version, is_exact
@@ -86,34 +86,52 @@ class Models:
             file = registry.model_file(version, folder)
             path = registry.fetch(version.run, ENVELOPE, folder)
             envelope = None if path is None else Envelope.model_validate_json(path.read_text())
-            stated = lineage.lineage_fields(version)
-            network = _network_of(registry, version, folder)
-            self._used[name] = UsedModel(name, file, _digest(file), envelope, stated, network)
+            recipe = _recipe_of(registry, version, folder)
+            self._used[name] = UsedModel(
+                name,
+                file,
+                _digest(file),
+                envelope,
+                lineage.lineage_fields(version) | _digests(recipe, path),
+                recipe.model if recipe and _is_of_this_code(version) else None,
+            )
         return self._used[name]
 
     def _starter(self) -> UsedModel:
         file = required_starter()
         if STARTER not in self._used:
+            recipe = load_recipe(RECIPE)
             stated = {"model": STARTER, "code_version": code_version()}
+            stated |= _digests(recipe, CARD)
             self._used[STARTER] = UsedModel(
-                STARTER,
-                file,
-                _digest(file),
-                starter_envelope(),
-                stated,
-                load_recipe(RECIPE).model,
+                STARTER, file, _digest(file), starter_envelope(), stated, recipe.model
             )
         return self._used[STARTER]
 
 
-def _network_of(registry: "Registry", version: "ModelVersion", folder: Path) -> ModelRecipe | None:
-    """How the network of a version is built, if the code that exported it is the present one."""
-    if version.tags.get("code_version") != code_version() or not is_exact(code_version()):
-        return None
+def _recipe_of(registry: "Registry", version: "ModelVersion", folder: Path) -> Recipe | None:
+    """The recipe of a version; None where it was not trained here, or cannot be read any more."""
     file = registry.fetch(version.run, JOB, folder)
     if file is None:
         return None
-    return Recipe.model_validate(json.loads(file.read_text("utf-8"))["recipe"]).model
+    with suppress(ValueError, KeyError):
+        return Recipe.model_validate(json.loads(file.read_text("utf-8"))["recipe"])
+    return None
+
+
+def _is_of_this_code(version: "ModelVersion") -> bool:
+    """Whether the code that exported a version is the present one."""
+    return version.tags.get("code_version") == code_version() and is_exact(code_version())
+
+
+def _digests(recipe: Recipe | None, card: Path | None) -> dict[str, str]:
+    """Of how a model was trained, and of what it says that it knows: its card, or its envelope."""
+    found = {}
+    if recipe is not None:
+        found["recipe_digest"] = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+    if card is not None:
+        found["card_digest"] = _digest(card)
+    return found
 
 
 def load(

@@ -16,6 +16,8 @@ REGION = 32
 SMALL_REGION = 16
 """Side of a region in pixels, and in matrices below SMALL_MATRIX."""
 SMALL_MATRIX = 256
+BANDS = tuple(np.linspace(0, 1.2, 13).tolist())
+"""Borders of bands of frequency, 1/mm; the last lies beyond what CT resolves."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,34 @@ def mean_frequency(noise: NoisePower) -> float:
     return float((frequency * weight).sum() / weight.sum()) if weight.sum() > 0 else np.nan
 
 
-def frequency_of(
+def power_of(
     residuals: Iterable[tuple[Tensor, Tensor]],
     matrix: tuple[int, int],
     spacing: tuple[float, float],
-) -> float:
-    """Return the mean frequency over residuals, each with its body; NaN where no region fits in.
+) -> NoisePower:
+    """Return the NPS over residuals, each with its body.
 
     As `NoisePowerMeter` takes them, some slices at a time; `matrix` and `spacing` as there.
     """
     meter = NoisePowerMeter(matrix, spacing)
     for residual, body in residuals:
         meter.add(residual, body)
-    return mean_frequency(meter.result())
+    return meter.result()
+
+
+def band_shares(noise: NoisePower) -> tuple[float, ...] | None:
+    """Return the share of the noise's variance in each of BANDS, for spectra of any pixel size.
+
+    Rings weighted by their area, spread evenly from half a ring below to half a ring above; None
+    for an empty spectrum.
+    """
+    frequency = np.array(noise.frequency)
+    variance = frequency * np.array(noise.power)
+    if not variance.sum() > 0:
+        return None
+    borders = np.append(frequency - frequency[0] / 2, frequency[-1] + frequency[0] / 2)
+    below = np.interp(BANDS, borders, np.append(0, variance.cumsum() / variance.sum()))
+    return tuple(np.diff(below).round(4).tolist())
 
 
 def peak_frequency(noise: NoisePower) -> float:

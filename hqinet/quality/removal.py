@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hqinet.devices import slice_threads
 from hqinet.intensity import AIR_HU
 from hqinet.noise import noise_level
-from hqinet.quality.noise_spectrum import frequency_of
+from hqinet.quality.noise_spectrum import NoisePower, mean_frequency, power_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, find_tissues, gradient
 from hqinet.samples.pairs import HuVolume
 
@@ -123,23 +123,23 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
         },
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
-        frequency=_frequency(low, restored, chosen) / noise_frequency(low),
+        frequency=_frequency(low, restored, chosen) / mean_frequency(noise_power(low)),
         amount=_median(measured, "amount"),
     )
 
 
-def noise_frequency(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
-    """Mean frequency of a volume's noise, 1 over the unit of the pixel spacing.
+def noise_power(volume: HuVolume, spacing: tuple[float, float] = (1.0, 1.0)) -> NoisePower:
+    """The NPS of a volume's noise, frequencies in 1 over the unit of the pixel spacing.
 
     Of the differences of neighbouring slices inside the body, in which most anatomy cancels; what
-    remains of it makes the figure smaller. NaN for one slice, and where no region fits in.
+    remains of it makes frequencies lower. Empty for one slice, and where no region fits in.
     """
     slices, rows, columns = map(int, volume.shape)
     last = slices - 2
     chosen = np.unique(np.linspace(0, last, SAMPLED_SLICES).astype(int)) if last >= 0 else []
     pairs = (torch.from_numpy(np.array(volume[z : z + 2])).float().split(1) for z in chosen)
     changes = ((other - one, find_body(one)) for one, other in pairs)
-    return frequency_of(changes, (rows, columns), spacing)
+    return power_of(changes, (rows, columns), spacing)
 
 
 def highest_hu(volume: HuVolume) -> float:
@@ -153,7 +153,8 @@ def highest_hu(volume: HuVolume) -> float:
 
 def _frequency(low: HuVolume, restored: HuVolume, chosen: list[int]) -> float:
     removed = ((a - b, find_body(a)) for a, b in _pairs(low, restored, chosen))
-    return frequency_of(removed, (int(low.shape[1]), int(low.shape[2])), (1.0, 1.0))
+    matrix = int(low.shape[1]), int(low.shape[2])
+    return mean_frequency(power_of(removed, matrix, (1.0, 1.0)))
 
 
 def _pairs(low: HuVolume, restored: HuVolume, chosen: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,7 +27,7 @@ from hqinet.quality.detectability import (
     lesion,
 )
 from hqinet.quality.edge_response import CONTRASTS, edge_profiles, relative_sharpness
-from hqinet.quality.noise_spectrum import frequency_of
+from hqinet.quality.noise_spectrum import mean_frequency, power_of
 from hqinet.quality.reference import box_mean, find_body, find_edges, gradient, window, window_of
 from hqinet.quality.visual_fidelity import SMALLEST, visual_fidelity
 from hqinet.restoration.restore import HUModel, InferenceError, read_windows
@@ -165,7 +165,7 @@ def _frequency(volume: HuVolume, chosen: _Chosen, spacing: tuple[float, float]) 
         for body, z in zip(chosen.body, chosen.numbers, strict=True)
         if z + 1 < slices
     )
-    return frequency_of(changes, (rows, columns), spacing)
+    return mean_frequency(power_of(changes, (rows, columns), spacing))
 
 
 def _profiles(chosen: _Chosen, kind: str) -> tuple[Array, Array] | None:

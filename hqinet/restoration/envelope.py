@@ -18,7 +18,11 @@ _LEEWAY = 1.25
 _VOLTAGE_LEEWAY = 1.02
 """Of the tube voltage, which scanners set to the kilovolt: another one is another contrast."""
 _NO_KNOWLEDGE = {"other", "unknown"}
+_APART = 0.25
+"""Most of its noise's variance that a series may have at other frequencies than whatever series is
+nearest among those trained on."""
 Range = tuple[float, float]
+Spectrum = tuple[float, ...]
 
 
 class SeriesFacts(BaseModel):
@@ -36,6 +40,10 @@ class SeriesFacts(BaseModel):
     frequency: float | None = Field(
         None, description="Mean frequency of the noise, 1/mm; None: cannot be measured."
     )
+    spectrum: Spectrum | None = Field(
+        None, description="Share of its variance in each of BANDS; None: cannot be measured."
+    )
+    thickness: float | None = Field(None, description="Of a slice, mm; None: not known.")
     highest: float | None = Field(
         None, description="HU that one pixel in a thousand of the body exceeds; None: not measured."
     )
@@ -54,7 +62,7 @@ class Envelope(BaseModel):
     """The training data of a model: words that occurred, ranges that were covered.
 
     Words `other` and `unknown` are no knowledge, and never inside. A range that is None is not
-    judged: no training patient is known to have such a value, or schema 1 did not keep it.
+    judged: no training patient is known to have such a value, or it was not kept yet.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -69,6 +77,8 @@ class Envelope(BaseModel):
     matrix: Range
     noise: Range
     frequency: Range | None = None
+    spectra: tuple[Spectrum, ...] | None = None
+    thickness: Range | None = None
     highest: Range | None = None
     kvp: Range | None = None
     dose: Range | None = None
@@ -98,6 +108,8 @@ class Envelope(BaseModel):
             matrix=span("matrix"),
             noise=span("noise"),
             frequency=span("frequency"),
+            spectra=tuple(one.spectrum for one in series if one.spectrum is not None) or None,
+            thickness=span("thickness"),
             highest=span("highest"),
             kvp=span("kvp"),
             dose=span("dose", drawn),
@@ -124,11 +136,25 @@ class Envelope(BaseModel):
                     f"{what} {value:.3g} {unit} is outside {low:.3g} to {high:.3g} {unit}, which "
                     "was trained on"
                 )
+        apart = self._spectrum_apart(facts)
+        if apart is not None and apart > _APART:
+            found.append(
+                f"{apart:.0%} of the noise lies at other frequencies than in the nearest series "
+                f"trained on, allowed {_APART:.0%}"
+            )
         return found
 
     def unjudged(self, facts: SeriesFacts) -> list[str]:
         """What is not known of the training data or of the series, by name."""
-        return [name for name, *values, _ in self._ranges(facts) if None in values]
+        found = [name for name, *values, _ in self._ranges(facts) if None in values]
+        return found + ["noise spectrum"] * (self._spectrum_apart(facts) is None)
+
+    def _spectrum_apart(self, facts: SeriesFacts) -> float | None:
+        """Half the absolute difference of shares, to the nearest spectrum trained on."""
+        if self.spectra is None or facts.spectrum is None:
+            return None
+        theirs = np.array(facts.spectrum)
+        return min(float(np.abs(np.array(one) - theirs).sum() / 2) for one in self.spectra)
 
     def _ranges(
         self, facts: SeriesFacts
@@ -137,6 +163,7 @@ class Envelope(BaseModel):
         return (
             ("pixel size", facts.pixel, self.pixel, "mm"),
             ("slice increment", facts.increment, self.increment, "mm"),
+            ("slice thickness", facts.thickness, self.thickness, "mm"),
             ("matrix", facts.matrix, self.matrix, "pixels"),
             ("noise level", facts.noise, self.noise, "HU"),
             ("mean frequency of the noise", facts.frequency, self.frequency, "1/mm"),

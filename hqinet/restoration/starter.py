@@ -19,6 +19,8 @@ class NoStarterError(HqinetError):
 
 
 _FOLDER = resources.files("hqinet.restoration").joinpath("starter_model")
+CARD = Path(str(_FOLDER.joinpath("card.md")))
+"""What it was trained on and what it can do, in words."""
 
 
 def starter_file() -> Path | None:
@@ -63,7 +65,7 @@ def exported_weights(file: Path) -> dict[str, Tensor]:
 
 def starter_card() -> str:
     """What the starter was trained on and what it can do, in words."""
-    return _FOLDER.joinpath("card.md").read_text("utf-8")
+    return CARD.read_text("utf-8")
 
 
 def starter_envelope() -> Envelope:

@@ -45,6 +45,7 @@ class Accepted:
         realisations: of the low dose, which differ in their noise; more than one if simulated.
         kvp: tube voltage of the low series in kV; None where it states none, its images differ, or
             it was ingested before this was kept.
+        thickness: of the low series' slices in mm; None as above.
     """
 
     patient: str
@@ -71,6 +72,7 @@ class Accepted:
     simulated: str | None = None
     realisations: int = 1
     kvp: float | None = None
+    thickness: float | None = None
     status: Literal["accepted"] = "accepted"
 
     @property
@@ -136,7 +138,7 @@ class Reserved:
 
 Row = Accepted | Refused | Reserved
 
-SCHEMA_NUMBER = 4
+SCHEMA_NUMBER = 5
 _TEXTS = pa.list_(pa.string())
 _FIRST_COLUMNS = {
     "key": pa.string(),
@@ -176,6 +178,7 @@ SCHEMA = delta.schema(
         "simulated": pa.string(),
         "realisations": pa.int64(),
         "kvp": pa.float64(),
+        "thickness": pa.float64(),
     },
     SCHEMA_NUMBER,
 )
@@ -185,7 +188,7 @@ _RENAMED = {1: {"studies": "identity_evidence"}}
 # Of the data, not of the delivery: another copy of the same files changes none of them.
 _DIGESTED = [name for name in _FIRST_COLUMNS if name != "fingerprint"]
 # What doses are implied and simulated is not among them: the digest of the volume stands for both.
-# Nor is the tube voltage: the same data would be other data than before it was kept.
+# Nor are tube voltage and thickness: the same data would be other data than before they were kept.
 _DIGESTED_LATER: tuple[str, ...] = ()
 
 

@@ -121,6 +121,7 @@ class Conversion:
             vendor=pair.full.vendor,
             kernel=pair.full.kernel,
             kvp=pair.low.series.kvp,
+            thickness=pair.low.series.thickness,
             note=note,
             fingerprint=pair.fingerprint,
             pixels=written.pixels,

@@ -36,7 +36,7 @@ class RememberedRecords(BaseModel):
 class RememberedConversion(BaseModel):
     """What became of one pair that was read."""
 
-    schema_number: Literal[4] = 4
+    schema_number: Literal[5] = 5
     row: Annotated[Accepted | Refused, Field(discriminator="status")]
 
 

@@ -1,5 +1,6 @@
 """The road back from a derived series, and pictures of it; a program stands for the starter."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from flows.operations.journal import note
 from flows.settings import DenoiseSettings, Settings
 from flows.show import ShowError, show
 from hqinet.restoration.export import save_exported
+from hqinet.restoration.starter import starter_card
 from storage.dicom.index import SeriesIndex
 from storage.errors import RegistryError, SourceError, StoreError
 
@@ -70,6 +72,11 @@ def test_what_the_starter_made_is_explained_by_its_card(made, source):
     image = pydicom.dcmread(made / "0002.dcm")
     assert told.source_instance == image.SourceImageSequence[0].ReferencedSOPInstanceUID
     assert "strength 0.8" in told.description
+    # As the instance itself says, wherever it goes.
+    ours = image.ContributingEquipmentSequence[-1].ContributionDescription
+    card = hashlib.sha256(starter_card().encode()).hexdigest()
+    assert f"card_digest {card}" in ours
+    assert f"recipe_digest {told.lineage['recipe_digest']}" in ours
     assert "trained" in told.card.lower()
 
 

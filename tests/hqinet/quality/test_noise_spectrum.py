@@ -1,13 +1,17 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from hqinet.quality.noise_spectrum import (
+    BANDS,
     REGION,
     SMALL_REGION,
     NoisePower,
     NoisePowerMeter,
+    band_shares,
     mean_frequency,
     peak_frequency,
     spectral_distance,
@@ -81,3 +85,15 @@ def test_what_has_no_texture() -> None:
     assert np.isnan(spectral_distance(nothing, nothing))
     with pytest.raises(ValueError, match="different frequencies"):
         spectral_distance(nothing, spectrum_of(0))
+
+
+@pytest.mark.parametrize("spacing", [0.5, 0.7, 0.9])
+def test_bands_have_the_shares_of_white_noise_whatever_the_pixel(spacing):
+    frequency = np.arange(1, 17) / (32 * spacing)
+    shares = band_shares(NoisePower(tuple(frequency), (1.0,) * 16, 9))
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+    # Of white noise a band has the area of its ring, up to the Nyquist frequency.
+    nyquist = 0.5 / spacing
+    rings = [(min(high, nyquist) ** 2 - min(low, nyquist) ** 2) for low, high in pairwise(BANDS)]
+    assert shares == pytest.approx([ring / nyquist**2 for ring in rings], abs=0.07)
+    assert band_shares(NoisePower((), (), 0)) is None

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from hqinet.quality.removal import RemovalLimits, highest_hu, judge_removal, noise_frequency
+from hqinet.quality.noise_spectrum import mean_frequency
+from hqinet.quality.removal import RemovalLimits, highest_hu, judge_removal, noise_power
 
 LIMITS = RemovalLimits()
 Y, X = np.mgrid[-1:1:160j, -1:1:160j]
@@ -72,6 +73,10 @@ def test_a_field_of_low_frequency_is_found_out(low):
     assert any("mean frequency of what was removed" in line for line in said)
 
 
+def frequency(volume, *spacing) -> float:
+    return mean_frequency(noise_power(volume, *spacing))
+
+
 def test_the_frequency_of_noise_and_the_highest_hu_are_measured(low):
     random = np.random.default_rng(2)
     noise = random.normal(0, 30, (6, 160, 160))
@@ -80,10 +85,10 @@ def test_the_frequency_of_noise_and_the_highest_hu_are_measured(low):
         for field in (noise, np.stack([gaussian_filter(one, 1.5) for one in noise]))
     )
     # White noise: rings of 1/32 to 16/32, weighted by their area.
-    assert noise_frequency(fine) == pytest.approx(11 / 32, abs=0.02)
-    assert noise_frequency(coarse) < 0.15
-    assert noise_frequency(fine, (0.5, 0.5)) == pytest.approx(2 * noise_frequency(fine), rel=0.02)
-    assert np.isnan(noise_frequency(fine[:1]))
+    assert frequency(fine) == pytest.approx(11 / 32, abs=0.02)
+    assert frequency(coarse) < 0.15
+    assert frequency(fine, (0.5, 0.5)) == pytest.approx(2 * frequency(fine), rel=0.02)
+    assert np.isnan(frequency(fine[:1]))
     assert highest_hu(low) == pytest.approx(670, abs=40)
 
 

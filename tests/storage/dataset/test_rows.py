@@ -143,6 +143,7 @@ ACCEPTED = Accepted(
     frame_of_reference="r",
     size=7,
     kvp=120.0,
+    thickness=5.0,
 )
 REFUSED = Refused(
     key=keys.series("1.2", "unknown", "B"),
@@ -167,7 +168,7 @@ def test_rows_come_back_from_a_table_as_they_were():
 def test_a_digest_is_of_the_data_and_not_of_the_delivery():
     digest = rows.rows_digest([ACCEPTED, REFUSED])
     moved = replace(ACCEPTED, fingerprint="x", identity_evidence=(), frame_of_reference="", size=1)
-    moved = replace(moved, kvp=None)
+    moved = replace(moved, kvp=None, thickness=None)
     again = replace(REFUSED, fingerprint=None, delivery="")
     assert rows.rows_digest([again, moved, RESERVED]) == digest
     for change in ({"split": "test"}, {"note": None}, {"slice_fingerprints": ("a",)}):
@@ -177,10 +178,10 @@ def test_a_digest_is_of_the_data_and_not_of_the_delivery():
 def test_a_dataset_of_a_later_schema_says_what_to_do(tmp_path):
     dataset = Dataset(tmp_path / "dataset")
     dataset.create()
-    later = delta.schema({"key": pa.string(), "novel": pa.string()}, 5)
+    later = delta.schema({"key": pa.string(), "novel": pa.string()}, 6)
     content = pa.Table.from_pylist([{"key": "patient:A", "novel": "x"}], schema=later)
     Table(dataset.location.child("catalog")).write(content, "overwrite", after=0, note={})
-    with pytest.raises(DatasetError, match=r"schema 5, .* knows 1 to 4: install a later one"):
+    with pytest.raises(DatasetError, match=r"schema 6, .* knows 1 to 5: install a later one"):
         dataset.snapshot()
     assert dataset.snapshot(0).rows == ()
 
