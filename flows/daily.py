@@ -10,10 +10,10 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 
-from flows import events, stores
+from flows import events, lineage, stores
 from flows.compute import shadows
 from flows.compute.models import Models
-from flows.operations import queue
+from flows.operations import journal, queue
 from flows.operations.day import DayReport
 from flows.settings import Settings
 from hqinet.restoration.drift import Observed, drift
@@ -43,7 +43,9 @@ def report_day(hours: float = 24) -> DayReport:
         hours=hours,
         restored=len(recent),
         seconds_a_slice=seconds_a_slice(recent),
+        refused=journal.refusals(home, since),
         bad_ends=queue.bad_ends(url, since),
+        unfinished=unfinished(),
         queue=queue.look(url),
         free_gib=round(shutil.disk_usage(home).free / 2**30, 1),
         drift=drifted(_live(stores.restored(), stores.refused())),
@@ -54,6 +56,28 @@ def report_day(hours: float = 24) -> DayReport:
         events.drift_found(report.drift)
         get_run_logger().warning("input drifts: %s", "; ".join(report.drift))
     return report
+
+
+def unfinished() -> list[str]:
+    """What no run takes up by itself, as after an event that nobody heard."""
+    dataset = stores.dataset()
+    if not dataset.catalog.exists():
+        return []
+    found, newest = [], next(iter(stores.versions()), None)
+    snapshot = dataset.snapshot()
+    seen = lineage.patients(newest, lineage.PATIENTS) if newest else set()
+    new = [row.patient for row in snapshot.patients("train") if row.patient not in (seen or set())]
+    if new:
+        found.append(
+            f"commit {snapshot.commit}: no version was trained on {len(new)} of its training "
+            "patients; unless a run is at it, `hqinet train`"
+        )
+    if newest is not None and "verdict" not in newest.tags:
+        found.append(
+            f"model version {newest.version} has no verdict; unless a run is at it, `hqinet "
+            f"evaluate --model {newest.version}` and `hqinet promote --model {newest.version}`"
+        )
+    return found
 
 
 def live_entries() -> list[Entry]:

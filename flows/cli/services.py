@@ -204,6 +204,11 @@ def _print_day(day: dict[str, Any]) -> None:
         f"day until {day['written'][:16].replace('T', ' ')} UTC: {day['restored']} series restored"
         f"{speed}; {len(day['bad_ends'])} runs refused or failed; {day['free_gib']:g} GiB free"
     )
+    refused = ", ".join(f"{count} {code}" for code, count in day["refused"].items())
+    if refused:
+        output.print_line(f"series refused or quarantined: {refused}")
+    for line in day["unfinished"]:
+        output.print_line(f"left by the chain: {line}")
     for line in day["drift"]:
         output.print_line(f"drift: {line}")
 

@@ -17,7 +17,9 @@ class DayReport(BaseModel):
     Attributes:
         restored: how many series were restored for use.
         seconds_a_slice: None where none was.
+        refused: of the series that were not restored or not used, how many for which reason.
         bad_ends: runs that refused something or could not be done, one line each with the reason.
+        unfinished: what the chain left lying, as where an event was lost; one line each.
         queue: a row a work pool, as `flows.operations.queue.look` has it.
         drift: what scanners send and the model was not trained on, one line each.
     """
@@ -27,6 +29,8 @@ class DayReport(BaseModel):
     restored: int
     seconds_a_slice: float | None
     bad_ends: list[str]
+    refused: dict[str, int] = {}
+    unfinished: list[str] = []
     queue: list[dict[str, Any]]
     free_gib: float
     drift: list[str]
@@ -51,6 +55,7 @@ class DayReport(BaseModel):
             f"late, {row['workers']} workers"
             for row in self.queue
         ]
+        refused = [f"{count} series: {code}" for code, count in self.refused.items()]
         first = (
             f"The {self.hours:g} hours before {self.written:%Y-%m-%d %H:%M} UTC: "
             f"{self.restored} series restored{speed}; {self.free_gib:g} GiB free."
@@ -58,7 +63,9 @@ class DayReport(BaseModel):
         return "\n".join(
             [
                 first,
-                *_listed("Refused or failed", self.bad_ends),
+                *_listed("Series refused or quarantined", refused),
+                *_listed("Runs that refused something or failed", self.bad_ends),
+                *_listed("Left by the chain", self.unfinished),
                 *_listed("Queue", waiting),
                 *_listed("Drift", self.drift),
             ]

@@ -7,10 +7,12 @@ UIDs, numbers, AE titles and words of ours: no name of a person, and no path, wh
 import json
 import logging
 import re
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 FOLDER = "journal"
 PART = " (perhaps in part)"
@@ -50,21 +52,36 @@ def note(home: Path, series: str, step: Step, **facts: str | float | None) -> No
         logger.warning("%s: %s", file, error)
 
 
+def refusals(home: Path, since: datetime) -> dict[str, int]:
+    """Of the series that were refused or quarantined since a time: how many for which code."""
+    found: Counter[str] = Counter()
+    for said in _lines(home):
+        if said["step"] in {"refused", "quarantined"} and _time(said) >= since:
+            found[said.get("code") or "unknown"] += 1
+    return dict(found.most_common())
+
+
+def _time(said: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(said["time"])
+
+
+def _lines(home: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted((home / FOLDER).glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            # A line that a power cut left half written says nothing.
+            with suppress(ValueError):
+                yield json.loads(line)
+
+
 def destinations(home: Path) -> dict[str, set[str]]:
     """Where each derived series was sent, by its SeriesInstanceUID.
 
     Of a sending that broke off, images may have arrived: it is listed as `NAME (perhaps in part)`.
     """
     found: dict[str, set[str]] = {}
-    for file in sorted((home / FOLDER).glob("*.jsonl")):
-        for line in file.read_text().splitlines():
-            if 'sent"' not in line:
-                continue
-            # A line that a power cut left half written says nothing.
-            with suppress(ValueError, KeyError):
-                said = json.loads(line)
-                part = {"sent": "", "not sent": PART}.get(said["step"])
-                if part is not None:
-                    found.setdefault(said["derived"], set()).add(said["destination"] + part)
+    for said in _lines(home):
+        part = {"sent": "", "not sent": PART}.get(said["step"])
+        if part is not None:
+            found.setdefault(said["derived"], set()).add(said["destination"] + part)
     # What was sent in the end is there as a whole.
     return {series: names - {name + PART for name in names} for series, names in found.items()}

@@ -463,6 +463,11 @@ def test_the_day_is_reported_and_what_drifts_is_told_to_whoever_listens(
     assert report.free_gib > 0
     # Without a champion the starter restores, which was not trained on white noise.
     assert any("mean frequency of the noise" in line for line in report.drift)
+    assert report.refused["not_noise"] >= 1
+    # Versions were registered by hand, which say of no patient that they have seen him.
+    unseen, unjudged = report.unfinished
+    assert "no version was trained on 1 of its training patients" in unseen
+    assert f"model version {models['Broken']} has no verdict" in unjudged
     (event,) = heard
     assert event["event"] == "hqinet.drift.found"
     assert event["payload"] == {"drift": report.drift}

@@ -143,7 +143,7 @@ def test_a_prefix_of_an_object_store_is_an_inbox_too(home, tmp_path, tiny_cohort
 
 
 def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp_path):
-    def pretended(source: str, _destination: str, _settings: object) -> DenoiseResult:
+    def pretended(source: str, *_: object, **_options: object) -> DenoiseResult:
         asked.append(Path(source).name)
         outcome = {"b": "refused", "c": "quarantined"}.get(asked[-1], "restored")
         row = {"outcome": outcome, "source": source, "description": ""}
@@ -168,14 +168,19 @@ def test_each_study_of_the_denoise_inbox_is_restored_once(home, monkeypatch, tmp
 def test_the_inbox_restores_with_the_settings_of_its_environment(home, monkeypatch, tmp_path):
     asked: list[DenoiseSettings] = []
 
-    def pretended(_source: str, _destination: str, settings: DenoiseSettings) -> DenoiseResult:
+    def pretended(
+        _source: str, _destination: str, settings: DenoiseSettings, *, policy: str
+    ) -> DenoiseResult:
         asked.append(settings)
+        assert policy == "demo"
         return DenoiseResult(destination="", series=[])
 
     monkeypatch.setattr(inbox, "denoise", pretended)
     (tmp_path / "1.2.3").mkdir()
     (tmp_path / "1.2.3" / "1.dcm").write_bytes(b"1")
-    denoise_inbox(str(tmp_path), quiet=0, strict=True, settings=DenoiseSettings(batch=2))
+    denoise_inbox(
+        str(tmp_path), quiet=0, strict=True, settings=DenoiseSettings(batch=2), policy="demo"
+    )
     assert [(row.batch, row.strict) for row in asked] == [(2, True)]
     (parameters,) = [row["parameters"] for row in declared() if row["name"] == "denoise-inbox"]
     # With a table of settings, all that it does not name would be as if nobody had set it.
@@ -191,7 +196,7 @@ def test_what_was_refused_before_alarms_nobody_when_its_delivery_is_touched(home
 
 
 def test_a_delivery_that_is_marked_complete_need_not_lie_quiet(home, monkeypatch, tmp_path):
-    monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
+    monkeypatch.setattr(inbox, "denoise", lambda *_, **__: DenoiseResult(destination="", series=[]))
     study = tmp_path / "study"
     study.mkdir()
     (study / "1.dcm").write_bytes(b"1")
@@ -211,7 +216,7 @@ def test_a_delivery_that_is_marked_complete_need_not_lie_quiet(home, monkeypatch
 def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_later(
     home, monkeypatch, tmp_path
 ):
-    def fails(*_: object) -> DenoiseResult:
+    def fails(*_: object, **_options: object) -> DenoiseResult:
         raise PromotionError("no model")
 
     (tmp_path / "a").mkdir()
@@ -219,7 +224,7 @@ def test_a_study_that_fails_is_not_taken_and_keeps_no_other_from_being_restored_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inbox, "denoise", fails)
         assert denoise_inbox(str(tmp_path), quiet=0, return_state=True).is_failed()
-    monkeypatch.setattr(inbox, "denoise", lambda *_: DenoiseResult(destination="", series=[]))
+    monkeypatch.setattr(inbox, "denoise", lambda *_, **__: DenoiseResult(destination="", series=[]))
     assert denoise_inbox(str(tmp_path), quiet=0).arriving == ["a"]
     monkeypatch.setattr(arrivals, "time", lambda: time.time() + FIRST_PAUSE.total_seconds())
     assert denoise_inbox(str(tmp_path), quiet=0).taken == ["a"]
@@ -247,7 +252,7 @@ def test_a_study_that_fails_waits_twice_as_long_each_time_until_it_changes(monke
 def test_of_what_nothing_can_be_made_or_what_fails_keeps_no_other_study_waiting(
     home, heard, monkeypatch, tmp_path
 ):
-    def pretended(source: str, *_: object) -> DenoiseResult:
+    def pretended(source: str, *_: object, **_options: object) -> DenoiseResult:
         asked.append(name := Path(source).name)
         if name == "Doe^Jane":
             raise UnusableSourceError(f"source {source} holds no CT image")
@@ -297,7 +302,7 @@ def test_without_its_model_no_study_is_tried(home, monkeypatch, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.dcm").write_bytes(b"1")
     asked: list[str] = []
-    monkeypatch.setattr(inbox, "denoise", lambda *_: asked.append(""))
+    monkeypatch.setattr(inbox, "denoise", lambda *_, **__: asked.append(""))
     settings = DenoiseSettings(model="99")
     failed = denoise_inbox(str(tmp_path), quiet=0, settings=settings, return_state=True)
     assert failed.is_failed()

@@ -24,6 +24,8 @@ from flows.operations import deployment, processes
 from flows.operations.automations import AutomationError, require_narrow
 from flows.operations.outbox import OLDEST, Job
 from flows.operations.services import POOLS, read
+from flows.train import held
+from hqinet.training.checkpoint import load_checkpoint
 from storage.stores import files
 
 # A chain of seven runs, each of which imports torch: minutes on a machine that is busy.
@@ -292,6 +294,25 @@ def test_the_operator_was_told_what_ended_badly_and_why(installation, second):
     assert any("Failed" in body and "/nowhere is not there: make it" in body for body in told), told
     assert any("Refused" in body and "1 refused, the first: L109: " in body for body in told), told
     assert sum("Series 1.2.3 is not sent to nowhere any more." in body for body in told) == 1, told
+
+
+def test_a_cancelled_training_ends_and_gives_its_place_back(installation, second):
+    runs = installation.home / "runs"
+    run = installation.start("train-on-commit", overrides=["schedule.epochs = 100000"])
+    installation.wait(lambda: len(list(runs.glob("*/checkpoint.pt"))) == 3, 120, "a checkpoint")
+    installation.post(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+    names = lambda: [state["name"] for state in installation.states(run)]  # noqa: E731
+    installation.wait(lambda: names()[-1] == "Cancelled", 60, "its end")
+    (job,) = [file for file in runs.glob("*/run.json") if run["id"] in file.read_text()]
+    with held(job.parent):
+        assert load_checkpoint(job.parent / "checkpoint.pt")["step"] > 0
+    with closing(sqlite3.connect(installation.home / "mlflow" / "mlflow.db")) as database:
+        asked = "SELECT status FROM runs WHERE run_uuid = ?"
+        assert database.execute(asked, (job.parent.name,)).fetchone() == ("KILLED",)
+    queue = installation.command.json("status")["queue"]
+    assert {row["pool"]: row["running"] for row in queue}["hqinet-gpu"] == 0
+    # Nobody starts again what somebody cancelled.
+    assert names()[-1] == "Cancelled"
 
 
 def test_logs_are_json_lines_and_name_no_person(installation, second):
