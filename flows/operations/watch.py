@@ -27,8 +27,6 @@ STOPPED = "termination signal"
 """In Prefect's message of a run that was told to stop, which may happen any number of times."""
 UNBEGUN = timedelta(minutes=5)
 """After which a run that a worker took and did not begin is given back."""
-UNHEARD = timedelta(minutes=10)
-"""After which a run that never sent a heartbeat is dead: its machine went down as it began."""
 STEP = timedelta(seconds=10)
 """By which the clock may run apart from the machine's own ticks: beyond, it was set, or slept."""
 REMEMBERED = timedelta(days=7)
@@ -76,14 +74,14 @@ class Watch:
             # What is known may be of an attempt before, and its own not known yet.
             began = _time(run["state"]["timestamp"])
             silent = datetime.now(UTC) - max(heard or began, began, self._hears_since)
-            if heard is None:
-                # Of a run by hand, heartbeats may be turned off.
-                lost = _is_deployed(run) and silent > max(UNHEARD, self._lost_after)
-                what = "It never sent a heartbeat"
-            else:
-                lost = silent > self._lost_after
-                what = f"Its heartbeat stopped at {heard:%Y-%m-%d %H:%M:%S} UTC"
-            if lost:
+            # The first is sent as a run begins; of a run by hand, they may be turned off.
+            heeded = heard is not None or _is_deployed(run)
+            if heeded and silent > self._lost_after:
+                what = (
+                    "It never sent a heartbeat"
+                    if heard is None
+                    else f"Its heartbeat stopped at {heard:%Y-%m-%d %H:%M:%S} UTC"
+                )
                 message = f"{what}: the machine or process that ran it is gone."
                 ended += self._set(run, {"type": "CRASHED", "message": message})
         return ended

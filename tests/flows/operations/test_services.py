@@ -281,7 +281,7 @@ def test_the_training_that_died_gave_its_place_back_and_went_on(installation, se
     last = ["Running", "Crashed", "AwaitingRetry", "Pending", "Submitting", "Running", "Completed"]
     assert names[-len(last) :] == last
     running, crashed = (datetime.fromisoformat(row["timestamp"]) for row in states[-7:-5])
-    assert "heartbeat stopped" in states[-6]["message"]
+    assert "heartbeat" in states[-6]["message"]
     assert (crashed - running).total_seconds() < 120
     # One run in MLflow: the second attempt went on with what the first had begun.
     jobs = [job.read_text() for job in (installation.home / "runs").glob("*/run.json")]
