@@ -101,16 +101,20 @@ class Watch:
         more = {"tags": {"all_": [TAG]}, "end_time": {"after_": since}}
         for run in self._runs({"type": {"any_": ["CRASHED"]}}, more):
             # One that never ran could not be started: it would not be the next time, either.
-            if _is_deployed(run) and run["run_count"] and self._deaths(run) <= RESTARTS:
+            if not _is_deployed(run) or not run["run_count"]:
+                continue
+            states = self._states(run)
+            if _was_cancelled(states):
+                # Told to stop, its process says that it crashed; nobody wants it again.
+                message = "It was cancelled."
+                started += self._set(run, {"type": "CANCELLED", "message": message})
+            elif _deaths(states) <= RESTARTS:
                 started += self._set(run, _awaiting("It crashed, and is started again."))
         return started
 
-    def _deaths(self, run: dict[str, Any]) -> int:
-        """How often a run crashed without being told to stop, as by `hqinet down`."""
+    def _states(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         answer = self._client.get("/flow_run_states/", params={"flow_run_id": run["id"]})
-        states = answer.raise_for_status().json()
-        crashes = [row["message"] or "" for row in states if row["type"] == "CRASHED"]
-        return sum(STOPPED not in message for message in crashes)
+        return sorted(answer.raise_for_status().json(), key=lambda state: state["timestamp"])
 
     def _runs(
         self, state: dict[str, Any], more: dict[str, Any] | None = None
@@ -135,6 +139,18 @@ class Watch:
 
     def _ask(self, path: str, **body: object) -> Any:  # noqa: ANN401 - any JSON value
         return self._client.post(path, json=body).raise_for_status().json()
+
+
+def _was_cancelled(states: list[dict[str, Any]]) -> bool:
+    """Whether somebody cancelled a run's last attempt."""
+    last = next((s for s in reversed(states) if s["type"] in {"RUNNING", "CANCELLING"}), None)
+    return last is not None and last["type"] == "CANCELLING"
+
+
+def _deaths(states: list[dict[str, Any]]) -> int:
+    """How often a run crashed without being told to stop, as by `hqinet down`."""
+    crashes = [state["message"] or "" for state in states if state["type"] == "CRASHED"]
+    return sum(STOPPED not in message for message in crashes)
 
 
 def _is_deployed(run: dict[str, Any]) -> bool:

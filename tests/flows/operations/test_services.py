@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from flows.operations import deployment, processes
 from flows.operations.automations import AutomationError, require_narrow
 from flows.operations.outbox import OLDEST, Job
 from flows.operations.services import POOLS, read
+from flows.operations.watch import EVERY
 from flows.train import held
 from hqinet.training.checkpoint import load_checkpoint
 from storage.stores import files
@@ -311,8 +313,11 @@ def test_a_cancelled_training_ends_and_gives_its_place_back(installation, second
         assert database.execute(asked, (job.parent.name,)).fetchone() == ("KILLED",)
     queue = installation.command.json("status")["queue"]
     assert {row["pool"]: row["running"] for row in queue}["hqinet-gpu"] == 0
-    # Nobody starts again what somebody cancelled.
+    # Nobody starts again what somebody cancelled, though its process says that it crashed.
+    log = installation.home / "logs" / "watch.log"
+    time.sleep(2 * EVERY)
     assert names()[-1] == "Cancelled"
+    assert run["name"] not in log.read_text() or "It was cancelled." in log.read_text()
 
 
 def test_logs_are_json_lines_and_name_no_person(installation, second):

@@ -102,6 +102,23 @@ def test_a_second_attempt_is_not_judged_by_the_heartbeats_of_the_first(client, b
     assert name_of(client, run) == "Running"
 
 
+def test_a_run_that_was_cancelled_is_not_started_again_unless_somebody_does(client, begin):
+    def set_states(*kinds: str) -> None:
+        for kind in kinds:
+            client.post(
+                f"/flow_runs/{run}/set_state", json={"state": {"type": kind}, "force": True}
+            ).raise_for_status()
+
+    run = begin("hqinet")
+    set_states("CANCELLING", "CRASHED")
+    (line,) = Watch(client, SOON).look()
+    assert "Cancelled: It was cancelled." in line
+    assert name_of(client, run) == "Cancelled"
+    set_states("RUNNING", "CRASHED")
+    Watch(client, SOON).look()
+    assert name_of(client, run) == "AwaitingRetry"
+
+
 def test_a_run_that_is_told_to_stop_is_started_again_as_often_as_that_happens(client, begin):
     run = begin("hqinet")
     told = "Execution was aborted by a termination signal."
