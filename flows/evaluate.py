@@ -1,6 +1,7 @@
 """The evaluation flow: a model version on a split of a commit, patient by patient, to a report."""
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,8 @@ def evaluate(
     rival = None if is_champion else standing
     if rival is not None:
         evaluate_rival(rival, snapshot, split, settings, cluster)
-    models = Models(str(version.version))
-    results = measure(snapshot, patients, models.resolve(), settings, cluster)
+    with closing(Models(str(version.version))) as models:
+        results = measure(snapshot, patients, models.resolve(), settings, cluster)
     study = ask_observer([result.tasks for result in results if result.tasks is not None])
     evidence = evidence_of(results, frozenset(simulated(snapshot, split)), study)
     verdict = judge(rules, version, evidence, rival, snapshot)

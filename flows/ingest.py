@@ -103,6 +103,7 @@ def open_delivery(source: Path, cohort: str | None, settings: IngestSettings) ->
         limits=settings.limits,
         split_targets=settings.split_targets,
         simulate=_simulator(rules),
+        made_here=stores.restored().uids(),
     )
 
 

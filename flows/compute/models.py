@@ -59,7 +59,7 @@ class UsedModel:
 class Models:
     """Resolves the model that was asked for, once a series, and brings its file to this machine.
 
-    The file is there as long as this object is.
+    The file is there until `close`, and no longer than this object.
     """
 
     def __init__(self, asked: str) -> None:
@@ -96,6 +96,10 @@ class Models:
                 recipe.model if recipe and _is_of_this_code(version) else None,
             )
         return self._used[name]
+
+    def close(self) -> None:
+        """Remove the files that were brought here."""
+        self._folder.cleanup()
 
     def _starter(self) -> UsedModel:
         file = required_starter()

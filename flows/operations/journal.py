@@ -70,7 +70,9 @@ def _lines(home: Path) -> Iterator[dict[str, Any]]:
         for line in file.read_text().splitlines():
             # A line that a power cut left half written says nothing.
             with suppress(ValueError):
-                yield json.loads(line)
+                said = json.loads(line)
+                if isinstance(said, dict) and {"step", "time"} <= said.keys():
+                    yield said
 
 
 def destinations(home: Path) -> dict[str, set[str]]:

@@ -36,6 +36,10 @@ class SeriesIndex:
             entry.model_dump_json(by_alias=True).encode(),
         )
 
+    def uids(self) -> frozenset[str]:
+        """SeriesInstanceUIDs of all that was made here."""
+        return frozenset(file.name.partition("-")[0] for file in self._folder.glob("*.json"))
+
     def lists(self, series: str) -> bool:
         """Whether a series of this SeriesInstanceUID was made here."""
         return any(self._folder.glob(f"{escape(series)}-*.json"))

@@ -68,6 +68,7 @@ class Delivery:
         memory: folder for what is remembered between two ingests; may be lost at any time.
         scratch: folder on a local disk of the workers for volumes under construction.
         simulate: makes the partners that `rules.simulate` asks for.
+        made_here: SeriesInstanceUIDs of what was restored here.
     """
 
     source: Path
@@ -80,6 +81,7 @@ class Delivery:
     limits: Limits = field(default_factory=Limits)
     split_targets: Mapping[Split, float] = field(default_factory=lambda: TARGETS)
     simulate: Simulator | None = None
+    made_here: frozenset[str] = frozenset()
 
     @property
     def root(self) -> Path:

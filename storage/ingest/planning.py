@@ -52,6 +52,7 @@ class _Planner:
         self.delivery = delivery
         self.names = delivery.names
         self.refusals: list[Refused] = []
+        self.made_here = frozenset(map(self.names.digest, delivery.made_here))
 
     def plan(self, inventory: Inventory) -> Plan:
         images = [r for r in inventory.records if r.kind == "image"]
@@ -86,7 +87,11 @@ class _Planner:
         dosed = {}
         for key, group in group_series([r for r in records if r.kind == "image"]).items():
             refusal = shared_refusal(group)
-            if refusal is not None and refusal.code in _BESIDE_THE_PAIR:
+            if key[0] in self.made_here:
+                # Whatever its header says now: nobody must learn from what was restored here.
+                refusal = Refusal(Code.OWN_DERIVED, "a series of this UID was restored here")
+                self.refuse_series(group, refusal)
+            elif refusal is not None and refusal.code in _BESIDE_THE_PAIR:
                 self.refuse_series(group, refusal)
             else:
                 dosed[key] = group

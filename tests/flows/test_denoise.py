@@ -496,7 +496,9 @@ def test_an_image_that_comes_late_makes_another_series_and_none_with_two_at_one_
     assert counts == [SLICES - 1, SLICES]
 
 
-def test_our_own_series_is_known_by_its_uid_though_its_header_hides_it(source, models, tmp_path):
+def test_our_own_series_is_known_by_its_uid_though_its_header_hides_it(
+    source, models, tmp_path, monkeypatch
+):
     row = restore(source, tmp_path / "made", models["Smoother"])["Low Dose Images"]
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -508,6 +510,11 @@ def test_our_own_series_is_known_by_its_uid_though_its_header_hides_it(source, m
         image.save_as(hidden / file.name)
     (again,) = restore(hidden, tmp_path / "to", models["Smoother"]).values()
     assert (again["outcome"], again["code"]) == ("refused", "own_derived")
+    shutil.copytree(source / "Full Dose Images", hidden / "Full Dose Images")
+    monkeypatch.setenv("HQINET_DATASET", str(tmp_path / "dataset"))
+    delivered = ingest(str(hidden), "hidden")
+    assert not delivered.accepted
+    assert "own_derived" in {refused.code for refused in delivered.refused}
 
 
 def test_drift_sees_what_is_refused_for_it(source, models, tmp_path, monkeypatch):
