@@ -19,6 +19,8 @@ LEFT_OUT = ("logs", "scratch", "cache", "scan")
 """Folders of a home that hold nothing which another run does not make again."""
 _SQLITE = b"SQLite format 3\0"
 _OF_A_DATABASE = ("-wal", "-shm", "-journal")
+_DRAFT = ".draft"
+"""Of files and folders, a series that is being restored among them, which are not whole yet."""
 Kind = Callable[[Path], bool]
 
 
@@ -40,7 +42,7 @@ def back_up(home: Path, target: Path) -> int:
         raise BackupError(f"{target} is there already: give another name, as one with the date")
     if target.is_relative_to(home):
         raise BackupError(f"{target} lies in the home: a backup belongs on another disk")
-    draft = target.with_name(f"{target.name}.draft")
+    draft = target.with_name(f"{target.name}{_DRAFT}")
     try:
         with tarfile.open(draft, "w") as tar:
             count = _fill(tar, home)
@@ -88,11 +90,11 @@ def _files(home: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(home, onerror=fail):
         if Path(place) == home:
             folders[:] = [name for name in folders if name not in LEFT_OUT]
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.endswith(_DRAFT))
         yield from (
             Path(place, name)
             for name in sorted(files)
-            if not name.endswith((*_OF_A_DATABASE, ".draft", ".lock"))
+            if not name.endswith((*_OF_A_DATABASE, _DRAFT, ".lock"))
         )
 
 
@@ -113,7 +115,7 @@ def _add(tar: tarfile.TarFile, file: Path, home: Path) -> bool:
 
 def _add_database(tar: tarfile.TarFile, file: Path, name: str) -> None:
     """Add a database as it is at one moment, whoever writes to it."""
-    with TemporaryDirectory(dir=file.parent, prefix="backup-", suffix=".draft") as folder:
+    with TemporaryDirectory(dir=file.parent, prefix="backup-", suffix=_DRAFT) as folder:
         copy = Path(folder) / file.name
         with (
             closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=60)) as source,

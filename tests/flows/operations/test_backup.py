@@ -20,6 +20,7 @@ def home(tmp_path):
         "dataset/promotions/_delta_log/00.json",
         "dataset/volumes/A/c/0",
         "outbox/pacs/job.json",
+        "denoised/1.2.draft/0001.dcm",
         "logs/watch.log",
         "scratch/x",
         "prefect/prefect.db-wal",
