@@ -1,5 +1,6 @@
 """Pictures for people: a patient of the dataset or a derived series, in its display window."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ from flows import stores
 from flows.compute.models import Models, load
 from flows.compute.preparation import LEAST_SLICES
 from flows.errors import FlowError
+from flows.full_dose import delivered_beside, full_dose_beside, full_dose_ingested
 from flows.trace import record_of
 from hqinet.devices import pick_device
 from hqinet.report.pictures import panel
 from hqinet.restoration.restore import restore
-from storage.dicom.finding import find_series, opened
+from storage.dicom.finding import FoundSeries, find_series, opened
 from storage.dicom.pixels import HuDecoder
-from storage.dicom.series import order
-from storage.dicom.statement import read_hu, read_statement
+from storage.dicom.series import Series, order
+from storage.dicom.statement import Statement, read_hu, read_statement
 from storage.errors import DatasetError
 from storage.ingest import cohort
 from storage.ingest.cohort import CohortRules
@@ -66,7 +68,10 @@ def show_patient(patient: str, model: str) -> Image.Image:
 
 
 def show_series(path: Path) -> Image.Image:
-    """A slice of a derived series beside its source, which has to lie where it lay."""
+    """A slice of a derived series beside its source, which has to lie where it lay.
+
+    Full dose is shown where the source's study or the dataset has it.
+    """
     files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
     if not files:
         raise ShowError(f"{path} holds no derived series: give the folder that its UID names")
@@ -75,18 +80,30 @@ def show_series(path: Path) -> Image.Image:
     record = record_of(said, file.parent)
     if record is None:
         raise ShowError(f"{path}: where its source lies is not known: its record is missing")
-    with opened(Path(record.source_path), stores.scratch()) as place:
-        found = {one.uid: one for one in find_series(place)[0]}.get(said.source_series)
+    source = Path(record.source_path)
+    with opened(source, stores.scratch()) as place:
+        delivered = find_series(place)[0]
+        found = next((one for one in delivered if one.uid == said.source_series), None)
         if found is None:
-            raise ShowError(f"the source of {path} lies at {record.source_path} no more")
+            raise ShowError(f"the source of {path} lies at {source} no more")
         series = order(found.headers, LEAST_SLICES)
-        instance = {header.path: header.instance for header in found.headers}
-        at = next(
-            index
-            for index, item in enumerate(series.slices)
-            if (instance[item.path], item.frame) == (said.source_instance, said.frame)
-        )
+        at = _slice_of(said, found, series)
         low = next(iter(HuDecoder(found.root, series.crop(at, at + 1))))
-        header = found.headers[0]
-        anatomy = cohort.anatomy(CohortRules(), header.patient_id, header.body_part)
-    return panel(low, read_hu(file), None, anatomy)
+        # What was unpacked lies beside nothing that came with it.
+        beside = delivered_beside(place, series.study) if source.is_dir() else ()
+        full = full_dose_beside(series, at, chain(delivered, beside))
+        if full is None:
+            full = full_dose_ingested(found, series, at)
+    header = found.headers[0]
+    anatomy = cohort.anatomy(CohortRules(), header.patient_id, header.body_part)
+    return panel(low, read_hu(file), full, anatomy)
+
+
+def _slice_of(said: Statement, found: FoundSeries, series: Series) -> int:
+    """Which slice of its source an instance was made from."""
+    instance = {header.path: header.instance for header in found.headers}
+    return next(
+        index
+        for index, item in enumerate(series.slices)
+        if (instance[item.path], item.frame) == (said.source_instance, said.frame)
+    )

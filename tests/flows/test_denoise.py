@@ -19,6 +19,7 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 from torch import nn
+from torch.nn.functional import avg_pool2d
 from typer.testing import CliRunner
 
 from flows import events, inbox, stores, trace
@@ -67,6 +68,15 @@ class BoneShifter(Smoother):
         return torch.where(restored > 400, restored + 40, restored)
 
 
+class LesionEraser(Smoother):
+    """Takes what is somewhat brighter than soft tissue for soft tissue."""
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        restored = super().forward(hu)
+        mean = avg_pool2d(restored, 5, stride=1, padding=2)
+        return torch.where((mean > 80) & (mean < 160), restored - (mean - 50), restored)
+
+
 class Broken(Smoother):
     def forward(self, hu: torch.Tensor) -> torch.Tensor:
         return super().forward(hu) * torch.nan
@@ -109,7 +119,7 @@ def models(home, tmp_path_factory, pair) -> dict[str, str]:
         noise=30.0,
     )
     versions = {}
-    for kind in (Identity, Smoother, BoneShifter, Broken):
+    for kind in (Identity, Smoother, BoneShifter, LesionEraser, Broken):
         run = registry.start(kind.__name__, {}, DatasetInputs("x", 1, snapshot.digest))
         file = tmp_path_factory.mktemp("envelope") / "envelope.json"
         file.write_text(Envelope.of([facts]).model_dump_json(by_alias=True))
@@ -273,6 +283,19 @@ def test_what_is_not_the_removal_of_noise_is_quarantined(
     assert [path.name for path in tmp_path.iterdir()] == [f"{row['series']}.json"]
     file = tmp_path / f"{row['series']}.json"
     assert json.loads(file.read_text())["quarantined"] == row["reasons"]
+
+
+def test_a_model_that_erases_a_lesion_is_found_out(models, tmp_path, series):
+    y, x = np.mgrid[-1 : 1 : ROWS * 1j, -1 : 1 : ROWS * 1j]
+    hu = anatomy() + np.random.default_rng(0).normal(0, 30, (SLICES, ROWS, ROWS))
+    hu[2, np.hypot(x + 0.3, y + 0.3) < 0.2] += 80
+    root = tmp_path / "in"
+    series("L900", "Low Dose Images", hu=hu.round().astype(np.int16)).write(root)
+    row = restore(root, tmp_path / "out", models["LesionEraser"])["Low Dose Images"]
+    assert (row["outcome"], row["code"]) == ("quarantined", "not_noise")
+    assert any("a region was changed" in reason for reason in row["reasons"])
+    kept = restore(root, tmp_path / "out", models["Smoother"])["Low Dose Images"]
+    assert kept["outcome"] == "restored"
 
 
 def test_a_quarantined_series_is_remembered_until_it_would_be_judged_otherwise(

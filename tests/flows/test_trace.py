@@ -14,15 +14,19 @@ from torch import nn
 from flows import stores, trace
 from flows.compute import models
 from flows.denoise import denoise
+from flows.ingest import ingest
 from flows.operations.journal import note
 from flows.settings import DenoiseSettings, Settings
 from flows.show import ShowError, show
+from hqinet.quality.reference import window, window_of
+from hqinet.report.pictures import CAPTION
 from hqinet.restoration.export import save_exported
 from hqinet.restoration.starter import starter_card
 from storage.dicom.index import SeriesIndex
 from storage.errors import RegistryError, SourceError, StoreError
 
 ROWS = 96
+ASKED = DenoiseSettings(model="starter", device="cpu")
 
 
 class Smoother(nn.Module):
@@ -46,13 +50,18 @@ def starter(tmp_path_factory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory, series) -> Path:
+def noisy(sd: float, seed: int) -> np.ndarray:
+    """Four slices of a round body, HU."""
     y, x = np.mgrid[-1 : 1 : ROWS * 1j, -1 : 1 : ROWS * 1j]
     body = np.where(np.hypot(x, y) < 0.9, 50.0, -1000.0)
-    noise = np.random.default_rng(0).normal(0, 25, (4, ROWS, ROWS))
-    hu = (body + noise).round().astype(np.int16)
-    return series("L900", "Low Dose Images", hu=hu).write(tmp_path_factory.mktemp("in") / "low")
+    noise = np.random.default_rng(seed).normal(0, sd, (4, ROWS, ROWS))
+    return (body + noise).round().astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, series) -> Path:
+    folder = tmp_path_factory.mktemp("in") / "low"
+    return series("L900", "Low Dose Images", hu=noisy(25, 0)).write(folder)
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +189,31 @@ def test_a_series_is_shown_beside_its_source(made, tmp_path):
     assert np.array_equal(np.asarray(show(str(renamed / "IM9.dcm"), "starter")), np.asarray(first))
 
 
-def test_a_patient_is_shown_with_full_dose(made, pair, tmp_path):
-    from flows.ingest import ingest
+def test_full_dose_is_shown_where_the_delivery_or_the_dataset_has_it(home, series, tmp_path):
+    delivery, full = tmp_path / "delivery", noisy(10, 1)
+    series("L001", "Full Dose Images", hu=full).write(delivery / "full")
+    low = series("L001", "Low Dose Images", hu=noisy(25, 2)).write(delivery / "low")
+    low = shutil.copytree(low, tmp_path / "elsewhere" / "low")
+    of_both, of_low = (
+        next(
+            Path(row.folder) / "0002.dcm"
+            for row in denoise(str(place), str(tmp_path / name), ASKED).series
+            if row.outcome == "restored"
+        )
+        for place, name in ((delivery, "both"), (low, "alone"))
+    )
+    picture = show(str(of_both), "starter")
+    expected = window(torch.from_numpy(full[1].astype(np.float32)), window_of("abdomen")) * 255
+    third = np.asarray(picture)[CAPTION:, 2 * ROWS : 3 * ROWS]
+    assert np.array_equal(third, expected.numpy().astype(np.uint8))
+    assert show(str(of_low), "starter").size[0] == 3 * ROWS
+    ingest(str(delivery), "tiny")
+    assert np.array_equal(np.asarray(show(str(of_low), "starter")), np.asarray(picture))
 
-    pair(tmp_path, "L001", slices=4, matrix=(48, 56))
+
+def test_a_patient_is_shown_with_full_dose(made, pair, tmp_path):
+    pair(tmp_path, "L002", slices=4, matrix=(48, 56), seed=7)
     ingest(str(tmp_path), "tiny")
-    assert show("L001", "starter").size[0] == 4 * 56
+    assert show("L002", "starter").size[0] == 4 * 56
     with pytest.raises(ShowError, match="no path, no derived series of this home, and no patient"):
         show("L777", "starter")
