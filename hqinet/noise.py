@@ -8,9 +8,10 @@ BODY_HU = -500.0
 """Above this a pixel is tissue. Air outside the patient and padding carry no usable noise."""
 FLOOR_HU = 1.0
 """A noise level is never reported below this, for it divides."""
+MAD_TO_SD = 1.4826
+"""The SD of normal noise over its median absolute deviation."""
 _SPACING = 2
 _SD_OF_MASK = 6.0
-_MAD_TO_SD = 1.4826
 
 
 def noise_level(hu: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def noise_level(hu: Tensor) -> Tensor:
     body = (sparse[:, 1:-1, 1:-1] > BODY_HU).flatten(1)
     judged = body | ~body.any(dim=1, keepdim=True)
     median = torch.where(judged, response, torch.nan).nanmedian(dim=1).values
-    return (median * (_MAD_TO_SD / _SD_OF_MASK)).clamp_min(FLOOR_HU)
+    return (median * (MAD_TO_SD / _SD_OF_MASK)).clamp_min(FLOOR_HU)
 
 
 def sharpened(images: Tensor, gain: Tensor) -> Tensor:
