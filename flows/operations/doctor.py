@@ -235,6 +235,8 @@ def workers(_home: Path) -> Check:
 def running(home: Path) -> Check:
     """The services run."""
     known = services.read(home)
+    if known is None and (elsewhere := os.environ.get("PREFECT_API_URL")):
+        return Check(name="services", found=f"not of this home: PREFECT_API_URL is {elsewhere}")
     if known is None or not known.is_supervised:
         advice = "`hqinet up`, if anything is to happen by itself"
         return Check(name="services", outcome="note", found="down", advice=advice)
@@ -336,16 +338,18 @@ def outbox(home: Path) -> Check:
 
 
 def chain(home: Path) -> Check:
-    """All of prefect.yaml is on the services' server, with its schedules and triggers at work."""
-    known = services.read(home)
-    if known is None or not known.is_up:
+    """All of prefect.yaml is on Prefect's server, with its schedules and triggers at work."""
+    url = _servers(home).get("prefect")
+    if url is None:
         return Check(name="chain", outcome="note", found="services are down")
-    with api.client(known.prefect, TIMEOUT) as client:
+    with api.client(url, TIMEOUT) as client:
         there = client.post("/deployments/filter", json={}).raise_for_status().json()
         automations = client.post("/automations/filter", json={}).raise_for_status().json()
     # They import Prefect, which takes seconds.
-    from flows.operations.deployment import declared  # noqa: PLC0415
+    from flows.operations.deployment import TAG, declared  # noqa: PLC0415
 
+    if not any(TAG in row["tags"] for row in there):
+        return Check(name="chain", outcome="note", found=f"nothing is deployed at {url}")
     broken = {row["name"]: why for row in declared() if (why := _broken(row, there, automations))}
     return Check(
         name="chain",
@@ -376,10 +380,10 @@ def operator(home: Path) -> Check:
     if not Settings().services.webhook:
         advice = "set HQINET_SERVICES__WEBHOOK before `hqinet up`"
         return Check(name="operator", outcome="note", found="nobody is told", advice=advice)
-    known = services.read(home)
-    if known is None or not known.is_up:
+    url = _servers(home).get("prefect")
+    if url is None:
         return Check(name="operator", outcome="note", found="services are down", advice="")
-    with api.client(known.prefect, TIMEOUT) as client:
+    with api.client(url, TIMEOUT) as client:
         rows = client.post("/automations/filter", json={}).raise_for_status().json()
     # It imports Prefect, which takes seconds.
     from flows.operations.automations import notifications  # noqa: PLC0415

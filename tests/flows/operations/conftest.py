@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,19 @@ lung = 1000.0
 fat = 1000.0
 soft = 1000.0
 bone = 1000.0
+"""
+BRIEFLY_TRAINED = """
+# The demo's, for two minutes of training on two patients.
+patients = 2
+texture = 0.5
+
+[reader]
+detection = 0.5
+size = 0.5
+contrast = 0.5
+
+[hu_bias]
+fat = 30.0
 """
 EPOCHS = 20
 """A second or two of training: enough to be killed in, and to remove noise."""
@@ -157,12 +170,43 @@ def installation(hqinet, stranger, tiny_recipe, tmp_path_factory) -> Iterator[In
         PREFECT_WORKER_QUERY_SECONDS="1",
         PYTHONPATH=os.environ.get("PYTHONPATH", ""),
     )
+    with installed(command, operator) as services:
+        yield services
+
+
+@contextmanager
+def installed(command: Any, operator: Operator) -> Iterator[Installation]:
+    """The services of a command's home run in here."""
     try:
         up = command("up")
         assert up.returncode == 0, up.stderr + logs(command.home)
         yield Installation(command, operator)
     finally:
         command("down")
+
+
+@pytest.fixture(scope="module")
+def department(hqinet, tmp_path_factory) -> Iterator[Installation]:
+    """Services as shipped, but for a recipe of a minute or two, and a policy that bears with it.
+
+    Two of the first four patients are to be tested on: of fewer there is no confidence.
+    """
+    folder, operator = tmp_path_factory.mktemp("department"), Operator()
+    policy = folder / "policy.toml"
+    policy.write_text(BRIEFLY_TRAINED)
+    command = hqinet(
+        folder,
+        HQINET_RECIPE="demo",
+        HQINET_POLICY=str(policy),
+        HQINET_SERVICES__WEBHOOK=operator.url,
+        PYTHONPATH=os.environ.get("PYTHONPATH", ""),
+    )
+    splits = folder / "splits.csv"
+    splits.write_text("patient,split\nC901,train\nC902,test\nL901,validation\nL902,test\n")
+    reserved = command("dataset", "splits", "import", splits, "--reserve")
+    assert reserved.returncode == 0, reserved.stderr
+    with installed(command, operator) as services:
+        yield services
 
 
 def logs(home: Path) -> str:

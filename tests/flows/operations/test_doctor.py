@@ -15,7 +15,7 @@ import pytest
 
 from flows import stores
 from flows.ingest import ingest
-from flows.operations import doctor
+from flows.operations import api, deployment, doctor
 from flows.operations import home as homes
 from flows.operations.outbox import Outbox
 from flows.settings import Settings
@@ -154,3 +154,23 @@ def test_a_server_is_asked_for_its_version_and_the_time(home, mlflow, monkeypatc
 def test_the_servers_of_the_tests_agree_with_us(home, prefect_server, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     assert doctor.servers(home) == doctor.Check(name="servers", found="prefect")
+
+
+def test_services_of_another_host_are_judged_by_the_server_that_is_named(
+    home, prefect_server, monkeypatch
+):
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    assert doctor.running(home).found == f"not of this home: PREFECT_API_URL is {prefect_server}"
+    nothing = doctor.chain(home)
+    assert (nothing.outcome, nothing.found) == ("note", f"nothing is deployed at {prefect_server}")
+    with api.client(prefect_server) as client:
+        flow = client.post("/flows/", json={"name": "promote"}).json()["id"]
+        one = {"name": "rollback", "flow_id": flow, "tags": [deployment.TAG]}
+        made = client.post("/deployments/", json=one).json()["id"]
+        try:
+            judged = doctor.chain(home)
+        finally:
+            client.delete(f"/deployments/{made}")
+    assert judged.outcome == "failure"
+    assert "train-on-commit: not deployed" in judged.found
+    assert "rollback" not in judged.found

@@ -1,0 +1,85 @@
+"""Real collections are dropped into the inboxes of running services, and nobody types.
+
+The schedules as shipped look at the inbox at night: here they are set to every minute, which an
+operator may, too. Deliveries are taken when they have lain quiet for a minute, as shipped.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import pydicom
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.department, pytest.mark.timeout(1800)]
+ENDS = {"promoted": "Completed", "refused": "Refused"}
+
+
+@pytest.fixture(scope="module")
+def hurried(department):
+    """Both inboxes are looked at every minute."""
+    for name in ("ingest-inbox", "denoise-inbox"):
+        known = department.deployment(name)
+        (schedule,) = known["schedules"]
+        url = f"{department.services().prefect}/deployments/{known['id']}/schedules"
+        change = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}}
+        answer = httpx.patch(f"{url}/{schedule['id']}", json=change, timeout=30)
+        assert answer.is_success, answer.text
+    return department
+
+
+def deliver(collection: Path, inbox: Path) -> None:
+    """Copy a collection as somebody with a file manager would."""
+    shutil.copytree(collection, inbox / collection.name)
+
+
+@pytest.fixture(scope="module")
+def champion(hurried, real_data) -> dict:
+    """The run that judged what the first collection became."""
+    deliver(real_data / "ldct-mini", hurried.home / "inbox")
+    return hurried.ended("promote-on-report", 900)
+
+
+def test_the_first_collection_becomes_a_champion(hurried, champion):
+    assert champion["state"]["name"] == "Completed"
+    (model,) = hurried.command.json("models")["models"]
+    assert (model["aliases"], model["verdict_commit"]) == (["champion"], "2")
+    shown = hurried.command.json("dataset", "show")
+    assert [row["patient"] for row in shown["patients"]] == ["C901", "C902", "L901", "L902"]
+
+
+def test_a_low_dose_series_is_restored_by_that_champion(hurried, champion, real_data):
+    # Of a patient who was trained on: others' kernels are not known to so small a model.
+    patients = hurried.command.json("dataset", "show")["patients"]
+    known = next(row["patient"] for row in patients if row["split"] == "train")
+    (source,) = (real_data / "ldct-mini").glob(f"*/{known}/*/*Low*")
+    deliver(source, hurried.home / "denoise-inbox")
+    found = lambda: sorted((hurried.home / "denoised").glob("*/*.dcm"))  # noqa: E731
+    hurried.wait(found, 300, "a derived series")
+    count = len(list(source.iterdir()))
+    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in found()]
+    assert len(images) == count
+    assert all("model 1" in image.DerivationDescription for image in images)
+    told = json.loads(hurried.command("explain", images[0].filename, "--json").stdout)
+    assert told["verdict"]["verdict"] == "promoted"
+    assert known in told["training_patients"]
+
+
+@pytest.fixture(scope="module")
+def second(hurried, champion, real_data) -> dict:
+    """The run that judged what the second collection became."""
+    deliver(real_data / "limb-mini", hurried.home / "inbox")
+    return hurried.ended("promote-on-report", 1200, of=2)
+
+
+def test_the_second_collection_becomes_a_commit_a_training_and_a_verdict(hurried, second):
+    newer, first = hurried.command.json("models")["models"]
+    assert (newer["version"], newer["verdict_commit"]) == (2, "3")
+    assert second["state"]["name"] == ENDS[newer["verdict"]]
+    assert ("champion" in newer["aliases"]) == (newer["verdict"] == "promoted")
+    assert first["version"] == 1
+    shown = hurried.command.json("dataset", "show")
+    assert (shown["commit"], len(shown["patients"])) == (3, 12)
+    # Nights without news begin no training.
+    assert len(hurried.runs("train-on-commit")) == 2
