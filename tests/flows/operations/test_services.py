@@ -298,10 +298,26 @@ def test_the_operator_was_told_what_ended_badly_and_why(installation, second):
     assert sum("Series 1.2.3 is not sent to nowhere any more." in body for body in told) == 1, told
 
 
-def test_a_cancelled_training_ends_and_gives_its_place_back(installation, second):
+@pytest.fixture(scope="module")
+def endless(installation, second) -> dict:
+    """The run of a training that does not end by itself."""
     runs = installation.home / "runs"
     run = installation.start("train-on-commit", overrides=["schedule.epochs = 100000"])
     installation.wait(lambda: len(list(runs.glob("*/checkpoint.pt"))) == 3, 120, "a checkpoint")
+    return run
+
+
+def test_a_study_does_not_wait_for_a_training(installation, endless, series):
+    study = installation.home / "denoise-inbox" / "later"
+    series("L301", "Low Dose Images", seed=31, low=True, slices=4, matrix=(48, 56)).write(study)
+    installation.start("denoise-inbox", quiet=0, strict=False)
+    installation.ended("denoise-inbox", of=2)
+    assert len({file.parent for file in (installation.home / "denoised").glob("*/*.dcm")}) == 2
+    assert installation.states(endless)[-1]["type"] == "RUNNING"
+
+
+def test_a_cancelled_training_ends_and_gives_its_place_back(installation, endless):
+    runs, run = installation.home / "runs", endless
     installation.post(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
     names = lambda: [state["name"] for state in installation.states(run)]  # noqa: E731
     installation.wait(lambda: names()[-1] == "Cancelled", 60, "its end")
