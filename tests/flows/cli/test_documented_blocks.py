@@ -26,7 +26,7 @@ DOCUMENTS = [
     *(ROOT / "docs" / f"{name}.md" for name in ("denoise", "gpu", "operate")),
 ]
 PYTHON = ("import ", "from ")
-SHELL = ("hqinet ", "export ", ". ", "eval ", "prefect ", "PREFECT_", "HQINET_")
+SHELL = ("hqinet ", "export ", ". ", "eval ", "find ", "prefect ", "PREFECT_", "HQINET_")
 NOT_RUN = {
     "hqinet fetch": "reads the public collection over the network: tests/storage/collections",
     "hqinet denoise SOURCE": "a synopsis",
