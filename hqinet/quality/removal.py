@@ -18,15 +18,23 @@ from hqinet.devices import slice_threads
 from hqinet.intensity import AIR_HU
 from hqinet.noise import MAD_TO_SD, noise_level
 from hqinet.quality.noise_spectrum import NoisePower, mean_frequency, power_of
-from hqinet.quality.reference import box_mean, dot, find_body, find_edges, find_tissues, gradient
+from hqinet.quality.reference import (
+    TISSUES,
+    box_mean,
+    dot,
+    find_body,
+    find_edges,
+    find_tissues,
+    gradient,
+)
 from hqinet.samples.pairs import HuVolume
 
 SAMPLED_SLICES = 12
 """Of a volume, that grain and highest HU are read off; what was removed is judged in every one."""
 AVERAGED = 9
 """Side in pixels of the windows in which noise averages out, and a lesion does not."""
-
-
+LEAST_TISSUE = 0.005
+"""Of the body's pixels, what a tissue has at least: the mean of fewer is the noise's."""
 _BIAS = {"lung": 10.0, "fat": 5.0, "soft": 4.0, "bone": 20.0}
 
 
@@ -116,12 +124,8 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
 
     with slice_threads(torch.device("cpu")) as threads:
         measured = list(threads.map(measure, range(slices)))
-    tissues = sorted({name for one in measured for name in one["bias"]})
     return Removal(
-        bias={
-            name: float(np.mean([one["bias"][name] for one in measured if name in one["bias"]]))
-            for name in tissues
-        },
+        bias=_bias([one["sums"] for one in measured]),
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
         frequency=_frequency(low, restored, chosen) / mean_frequency(noise_power(low)),
@@ -168,20 +172,34 @@ def _pairs(low: HuVolume, restored: HuVolume, chosen: list[int]) -> Iterator[tup
 def _measure(low: Tensor, restored: Tensor) -> dict[str, object]:
     """What was removed from one slice, (1, rows, columns); sums over masks, which are faster."""
     removed = low - restored
-    # Of the input: a body or a tissue that the model took away would be missed in the output.
+    # Of the input: a body that the model took away would be missed in the output.
     body = find_body(low)
     if not body.any():
-        return {"bias": {}, "on_edges": 1.0, "structure": 0.0, "amount": 1.0}
-    smooth = box_mean(F.pad(low[:, None], (2, 2, 2, 2), mode="replicate"), 5)[:, 0]
-    bias = {name: _mean(removed, mask) for name, mask in find_tissues(smooth, body).items()}
+        return {"sums": {}, "on_edges": 1.0, "structure": 0.0, "amount": 1.0}
+    regions = {"body": body} | _tissues(low, restored, body)
     squares = removed.square()
     rms = max(_mean(squares, body), 1e-12) ** 0.5
     edges = _mean(squares, find_edges(gradient(low), body)) ** 0.5
     return {
-        "bias": {name: mean for name, mean in bias.items() if not math.isnan(mean)},
+        "sums": {name: _sum(removed, mask) for name, mask in regions.items()},
         "on_edges": 1.0 if math.isnan(edges) else edges / rms,
         "structure": _structure(removed, body),
         "amount": rms / float(noise_level(low)[0]),
+    }
+
+
+def _tissues(low: Tensor, restored: Tensor, body: Tensor) -> dict[str, Tensor]:
+    """Tissues as the output shows them, but for those of which it lacks half of the input's.
+
+    Strong noise lifts pixels into a tissue's bin, and its removal would look like a bias; what the
+    model took away is not in the output.
+    """
+    around = F.pad(low[:, None], (AVERAGED // 2,) * 4, mode="replicate")
+    smooth = box_mean(around, AVERAGED)[:, 0]
+    before, after = find_tissues(smooth, body), find_tissues(restored, body)
+    return {
+        name: after[name] if after[name].sum() > before[name].sum() / 2 else before[name]
+        for name in before
     }
 
 
@@ -199,10 +217,30 @@ def _structure(removed: Tensor, body: Tensor) -> float:
     return float(means.mul_(inside.view(torch.uint8)).max()) / spread
 
 
-def _mean(x: Tensor, mask: Tensor) -> float:
-    """Mean of a map over a mask, both (1, rows, columns); NaN where the mask is empty."""
+def _sum(x: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Sum of a map over a mask, both (1, rows, columns), and the number of its pixels."""
     weights = mask.view(torch.uint8).float()
-    return float(dot(x, weights) / weights.sum())
+    return float(dot(x, weights)), float(weights.sum())
+
+
+def _mean(x: Tensor, mask: Tensor) -> float:
+    """Mean of a map over a mask; NaN where the mask is empty."""
+    total, pixels = _sum(x, mask)
+    return total / pixels if pixels else math.nan
+
+
+def _bias(sums: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Of each tissue the mean of what was removed from all slices, where there is enough of it."""
+    total = {region: np.zeros(2) for region in ("body", *TISSUES)}
+    for one in sums:
+        for region, found in one.items():
+            total[region] += found
+    _, body = total.pop("body")
+    return {
+        name: float(removed / pixels)
+        for name, (removed, pixels) in total.items()
+        if pixels > LEAST_TISSUE * body
+    }
 
 
 def _median(measured: list[dict[str, object]], name: str) -> float:

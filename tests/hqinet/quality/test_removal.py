@@ -46,6 +46,36 @@ def test_a_shift_of_bone_is_found_out(low):
     assert any(re.match(r"-[34]\d\.\d HU were removed from bone", line) for line in said)
 
 
+@pytest.fixture(scope="module")
+def interleaved() -> tuple[np.ndarray, np.ndarray]:
+    """Muscle with fat in it, and what a scan at a very low dose shows of it."""
+    random = np.random.default_rng(2)
+    true = body()
+    field = np.stack([gaussian_filter(random.normal(0, 1, X.shape), 6) for _ in true])
+    soft = true == 50
+    true[soft] = 20 + 40 * (field / field.std())[soft]
+    noise = gaussian_filter(random.normal(0, 1, true.shape), (0, 1.5, 1.5))
+    return true, (true + 60 * noise / noise.std()).round()
+
+
+def test_strong_noise_feigns_no_bias(interleaved):
+    # By what noise makes of them, pixels with noise above zero are soft tissue.
+    true, low = interleaved
+    assert objections(low, true) == []
+
+
+def test_a_shift_of_soft_tissue_is_found_out_in_strong_noise(interleaved):
+    true, low = interleaved
+    shifted = np.where((true > -150) & (true < 200), true + 8, true)
+    assert any("HU were removed from soft" in line for line in objections(low, shifted))
+
+
+def test_a_tissue_that_was_taken_away_is_missed(low):
+    emptied = body()
+    emptied[emptied == -850] = -1000
+    assert any("HU were removed from lung" in line for line in objections(low, emptied))
+
+
 def test_an_erased_lesion_is_found_out(low):
     lesion = np.hypot(X, Y + 0.5) < 0.09
     with_lesion = low.copy()
