@@ -33,6 +33,8 @@ SAMPLED_SLICES = 12
 """Of a volume, that grain and highest HU are read off; what was removed is judged in every one."""
 AVERAGED = 9
 """Side in pixels of the windows in which noise averages out, and a lesion does not."""
+FEIGNED = 0.03
+"""Of the noise level, the bias that it feigns at most: what is left of it chooses the pixels."""
 LEAST_TISSUE = 0.005
 """Of the body's pixels, what a tissue has at least: the mean of fewer is the noise's."""
 _BIAS = {"lung": 10.0, "fat": 5.0, "soft": 4.0, "bone": 20.0}
@@ -45,8 +47,8 @@ class RemovalLimits(BaseModel):
 
     bias: dict[str, Annotated[float, Field(ge=0)]] = Field(
         _BIAS,
-        description="Largest mean of what was removed in a tissue, HU, either sign; a tissue that "
-        "is not named keeps its default.",
+        description="Largest mean of what was removed in a tissue, HU, either sign, and 3 % of the "
+        "noise level on top; a tissue that is not named keeps its default.",
     )
     on_edges: float = Field(
         3.0, gt=1, description="Largest RMS on the steepest edges, over that of the whole body."
@@ -73,8 +75,12 @@ class RemovalLimits(BaseModel):
 
 
 class Removal(BaseModel):
-    """What was removed from a series, in the terms of RemovalLimits; NaN where nothing is there."""
+    """What was removed from a series, in the terms of RemovalLimits; NaN where nothing is there.
 
+    `noise` is the level of the input's, HU.
+    """
+
+    noise: float
     bias: dict[str, float]
     on_edges: float
     structure: float
@@ -83,9 +89,10 @@ class Removal(BaseModel):
 
     def objections(self, limits: RemovalLimits) -> list[str]:
         """Why the series must not be used, one line a reason."""
+        most = {name: allowed + FEIGNED * self.noise for name, allowed in limits.bias.items()}
         found = [
-            f"{self.bias[tissue]:+.1f} HU were removed from {tissue}, allowed {allowed:g}"
-            for tissue, allowed in limits.bias.items()
+            f"{self.bias[tissue]:+.1f} HU were removed from {tissue}, allowed {allowed:.1f}"
+            for tissue, allowed in most.items()
             if abs(self.bias.get(tissue, 0.0)) > allowed
         ]
         if self.on_edges > limits.on_edges:
@@ -125,6 +132,7 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
     with slice_threads(torch.device("cpu")) as threads:
         measured = list(threads.map(measure, range(slices)))
     return Removal(
+        noise=_median(measured, "noise"),
         bias=_bias([one["sums"] for one in measured]),
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
@@ -175,16 +183,18 @@ def _measure(low: Tensor, restored: Tensor) -> dict[str, object]:
     # Of the input: a body that the model took away would be missed in the output.
     body = find_body(low)
     if not body.any():
-        return {"sums": {}, "on_edges": 1.0, "structure": 0.0, "amount": 1.0}
+        return {"noise": 0.0, "sums": {}, "on_edges": 1.0, "structure": 0.0, "amount": 1.0}
     regions = {"body": body} | _tissues(low, restored, body)
     squares = removed.square()
     rms = max(_mean(squares, body), 1e-12) ** 0.5
     edges = _mean(squares, find_edges(gradient(low), body)) ** 0.5
+    noise = float(noise_level(low)[0])
     return {
+        "noise": noise,
         "sums": {name: _sum(removed, mask) for name, mask in regions.items()},
         "on_edges": 1.0 if math.isnan(edges) else edges / rms,
         "structure": _structure(removed, body),
-        "amount": rms / float(noise_level(low)[0]),
+        "amount": rms / noise,
     }
 
 

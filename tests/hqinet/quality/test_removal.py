@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from hqinet.quality.noise_spectrum import mean_frequency
-from hqinet.quality.removal import RemovalLimits, highest_hu, judge_removal, noise_power
+from hqinet.quality.removal import Removal, RemovalLimits, highest_hu, judge_removal, noise_power
 
 LIMITS = RemovalLimits()
 Y, X = np.mgrid[-1:1:160j, -1:1:160j]
@@ -68,6 +68,16 @@ def test_a_shift_of_soft_tissue_is_found_out_in_strong_noise(interleaved):
     true, low = interleaved
     shifted = np.where((true > -150) & (true < 200), true + 8, true)
     assert any("HU were removed from soft" in line for line in objections(low, shifted))
+
+
+def test_more_bias_is_allowed_where_noise_feigns_it():
+    def said(noise: float) -> list[str]:
+        bias = {"soft": 5.0, "bone": -8.0}
+        removal = Removal(noise=noise, bias=bias, on_edges=1, structure=1, frequency=1, amount=0.7)
+        return removal.objections(LIMITS)
+
+    assert said(100.0) == []
+    assert said(20.0) == ["+5.0 HU were removed from soft, allowed 4.6"]
 
 
 def test_a_tissue_that_was_taken_away_is_missed(low):
