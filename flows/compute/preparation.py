@@ -164,7 +164,8 @@ def _prepared(
     said["series"] = record.series
     if place.is_done(digest, settings.compress):
         return _done_before(place, settings, said)
-    before = place.quarantined(digest, limits_for(settings, request.limits).model_dump_json())
+    limits = limits_for(settings, request.limits).model_dump_json()
+    before = place.quarantined(record.model_copy(update={"limits": limits}))
     if before is not None and not (before.warnings and settings.strict):
         said |= {"reasons": before.quarantined, "code": before.code}
         said |= before.model_dump(include={"warnings", "unjudged"})
