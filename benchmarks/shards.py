@@ -74,7 +74,7 @@ def create(folder: Path, hu: np.ndarray) -> zarr.Array:
         dtype="int16",
         chunks=(1, PIXELS, PIXELS),
         shards=(SHARD_SLICES, PIXELS, PIXELS),
-        compressors=shards.CODECS,
+        compressors=shards.codecs(),
         fill_value=AIR,
         overwrite=True,
     )

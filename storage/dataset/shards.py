@@ -7,24 +7,31 @@ when it is compressed.
 
 import struct
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
 from numcodecs import Blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
+
+if TYPE_CHECKING:
+    from zarr.abc.codec import BytesBytesCodec
 
 _NAME, _LEVEL = "zstd", 3
-
-CODECS = [BloscCodec(cname=_NAME, clevel=_LEVEL, shuffle="bitshuffle"), Crc32cCodec()]
-"""A chunk's codecs, as an array's metadata name them."""
-
 _BLOSC = Blosc(_NAME, clevel=_LEVEL, shuffle=Blosc.BITSHUFFLE)
 _BLOSC_HEADER = struct.Struct("<4xIII")
 """Decoded size, block size, encoded size."""
 _CHECKSUM = 4
 _ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8")])
 _ABSENT = np.iinfo(np.uint64).max
+
+
+def codecs() -> "list[BytesBytesCodec]":
+    """A chunk's codecs, as an array's metadata name them."""
+    # Whoever reads needs no Zarr, which takes a while to import.
+    from zarr.codecs import BloscCodec, Crc32cCodec  # noqa: PLC0415
+
+    return [BloscCodec(cname=_NAME, clevel=_LEVEL, shuffle="bitshuffle"), Crc32cCodec()]
 
 
 def encode(image: NDArray[np.int16]) -> bytes:

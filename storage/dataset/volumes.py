@@ -9,18 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import obstore
-import zarr
-from zarr.storage import ObjectStore
 
 from storage.dataset.hashing import OWN_DIGEST, SIMULATED, dose_digest, pair_digest
 from storage.dataset.lazy_volume import LazyVolume
 from storage.dataset.rows import Accepted
 from storage.errors import DatasetError, StorageError
 from storage.stores.location import Location, storage_errors
+
+if TYPE_CHECKING:
+    import zarr
 
 SHARD_SLICES = 40
 
@@ -121,7 +122,7 @@ def check(location: Location, row: Accepted) -> None:
     for name in (*low_arrays(row.realisations), "full"):
         with _metadata_errors(location, row.path):
             array = group.get(name)
-        if not isinstance(array, zarr.Array) or array.shape != shape:
+        if getattr(array, "shape", None) != shape:
             raise DatasetError(f"{location}/{row.path}/{name}: no array of shape {shape}")
 
 
@@ -173,12 +174,16 @@ def _absent(location: Location, path: str) -> str:
     return f"{location}/{path}: the volume is not there: ingest the cohort again to write it anew"
 
 
-def _open_group(location: Location, path: str) -> zarr.Group:
+def _open_group(location: Location, path: str) -> "zarr.Group":
     """The Zarr group of a pair, read-only.
 
     Raises:
         DatasetError: it is not there.
     """
+    # An ingest without news opens no volume, and need not wait for Zarr.
+    import zarr  # noqa: PLC0415
+    from zarr.storage import ObjectStore  # noqa: PLC0415
+
     with _metadata_errors(location, path):
         store = ObjectStore(location.child(path).store(), read_only=True)
         try:
@@ -202,7 +207,7 @@ def _metadata_errors(location: Location, path: str) -> Iterator[None]:
         ) from error
 
 
-def _lazy(location: Location, path: str, group: zarr.Group, dose: str) -> LazyVolume:
+def _lazy(location: Location, path: str, group: "zarr.Group", dose: str) -> LazyVolume:
     array = group[dose]
     expected = np.dtype(np.int16), (1, *array.shape[1:]), (SHARD_SLICES, *array.shape[1:])
     found = array.dtype, array.chunks, array.shards

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import obstore
-import zarr
-from zarr.storage import LocalStore
 
 from storage.dataset import shards
 from storage.dataset.hashing import VolumeHash, pair_digest
@@ -97,6 +95,10 @@ def _build(
     description: Mapping[str, Any],
     slices: Mapping[str, Iterable[np.ndarray]],
 ) -> dict[str, VolumeHash]:
+    # An ingest without news writes no volume, and need not wait for Zarr.
+    import zarr  # noqa: PLC0415
+    from zarr.storage import LocalStore  # noqa: PLC0415
+
     # Not around the slices: what the source's disk raises is not said of this one.
     with storage_errors(str(folder)):
         group = zarr.create_group(LocalStore(folder), attributes=dict(description), zarr_format=3)
@@ -107,7 +109,7 @@ def _build(
                 dtype="int16",
                 chunks=(1, *shape[1:]),
                 shards=(SHARD_SLICES, *shape[1:]),
-                compressors=shards.CODECS,
+                compressors=shards.codecs(),
                 fill_value=AIR,
                 dimension_names=("z", "y", "x"),
             )

@@ -37,7 +37,7 @@ def test_a_volume_is_byte_for_byte_what_zarr_writes(tmp_path, slices, matrix):
 
 
 def test_chunks_are_bit_shuffled_zstd_of_level_3_with_a_checksum():
-    blosc, checksum = (codec.to_dict() for codec in shards.CODECS)
+    blosc, checksum = (codec.to_dict() for codec in shards.codecs())
     chosen = {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"}
     assert chosen.items() <= blosc["configuration"].items()
     assert (blosc["name"], checksum["name"]) == ("blosc", "crc32c")
