@@ -1,6 +1,5 @@
 """Pictures for people: a patient of the dataset or a derived series, in its display window."""
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from flows import stores
 from flows.compute.models import Models, load
 from flows.compute.preparation import LEAST_SLICES
 from flows.errors import FlowError
-from flows.full_dose import delivered_beside, full_dose_beside, full_dose_ingested
+from flows.full_dose import full_dose_of
 from flows.trace import record_of
 from hqinet.devices import pick_device
 from hqinet.report.pictures import panel
@@ -89,11 +88,7 @@ def show_series(path: Path) -> Image.Image:
         series = order(found.headers, LEAST_SLICES)
         at = _slice_of(said, found, series)
         low = next(iter(HuDecoder(found.root, series.crop(at, at + 1))))
-        # What was unpacked lies beside nothing that came with it.
-        beside = delivered_beside(place, series.study) if source.is_dir() else ()
-        full = full_dose_beside(series, at, chain(delivered, beside))
-        if full is None:
-            full = full_dose_ingested(found, series, at)
+        full = full_dose_of(found, series, at, delivered, source)
     header = found.headers[0]
     anatomy = cohort.anatomy(CohortRules(), header.patient_id, header.body_part)
     return panel(low, read_hu(file), full, anatomy)

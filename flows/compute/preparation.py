@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from flows.compute.derivation import new_record
 from flows.compute.envelopes import facts_of
 from flows.compute.models import UsedModel
-from flows.compute.removal import limits_for, seen_of
+from flows.compute.removal import judged_by, seen_of
 from flows.settings import DenoiseSettings
 from hqinet.errors import HqinetError
 from hqinet.quality.removal import RemovalLimits
@@ -164,8 +164,7 @@ def _prepared(
     said["series"] = record.series
     if place.is_done(digest, settings.compress):
         return _done_before(place, settings, said)
-    limits = limits_for(settings, request.limits).model_dump_json()
-    before = place.quarantined(record.model_copy(update={"limits": limits}))
+    before = place.quarantined(digest, judged_by(settings, request.limits))
     if before is not None and not (before.warnings and settings.strict):
         said |= {"reasons": before.quarantined, "code": before.code}
         said |= before.model_dump(include={"warnings", "unjudged"})

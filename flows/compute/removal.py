@@ -3,7 +3,7 @@
 from typing import Any
 
 from flows.settings import DenoiseSettings
-from hqinet.quality.removal import Removal, RemovalLimits
+from hqinet.quality.removal import MEASURE, Removal, RemovalLimits
 from hqinet.restoration.envelope import SeriesFacts
 from hqinet.restoration.export import USUAL_DOSE
 
@@ -13,6 +13,11 @@ def limits_for(settings: DenoiseSettings, limits: RemovalLimits) -> RemovalLimit
     # Of the noise, that of the dose which lacks is to be removed, and of that the share asked for.
     least = limits.least * settings.strength * (1 - (settings.dose or USUAL_DOSE))
     return limits.model_copy(update={"least": least})
+
+
+def judged_by(settings: DenoiseSettings, limits: RemovalLimits) -> str:
+    """What a judgement holds for: how removal is measured, and the limits."""
+    return f"{MEASURE} {limits_for(settings, limits).model_dump_json()}"
 
 
 def objections_to(removal: Removal, settings: DenoiseSettings, limits: RemovalLimits) -> list[str]:

@@ -13,7 +13,7 @@ from flows.compute.derivation import derivation_of
 from flows.compute.models import UsedModel, load
 from flows.compute.precision import precision_for
 from flows.compute.preparation import Prepared, Request, SeriesOutcome, prepare, refused
-from flows.compute.removal import limits_for, objections_to, removed_of
+from flows.compute.removal import judged_by, objections_to, removed_of
 from hqinet.devices import pick_device
 from hqinet.errors import HqinetError
 from hqinet.quality.removal import judge_removal
@@ -67,7 +67,7 @@ def _restored_or_not(
         seconds = round(monotonic() - begun, 2)
         done = record.model_copy(update={"seconds": seconds})
         if objections:
-            limits = limits_for(settings, request.limits).model_dump_json()
+            limits = judged_by(settings, request.limits)
             judged = {"quarantined": objections, "code": code, "limits": limits}
             place.quarantine(done.model_copy(update=judged))
             said |= {"folder": "", "code": code, "reasons": objections, "seconds": seconds}

@@ -6,7 +6,7 @@ is averaged, and has the grain of the noise that is seen. What has not is anatom
 
 import math
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,9 +33,11 @@ SAMPLED_SLICES = 12
 """Of a volume, that grain and highest HU are read off; what was removed is judged in every one."""
 AVERAGED = 9
 """Side in pixels of the windows in which noise averages out, and a lesion does not."""
-FEIGNED = 0.03
-"""Of the noise level, the bias that it feigns at most: what is left of it chooses the pixels."""
-LEAST_TISSUE = 0.005
+MEASURE = 2
+"""Of how removal is measured; raised where the same series would be judged otherwise."""
+BY_INPUT = 5
+"""How many times the bias that noise feigns by the output's tissues it feigns by the input's."""
+LEAST_TISSUE = 0.001
 """Of the body's pixels, what a tissue has at least: the mean of fewer is the noise's."""
 _BIAS = {"lung": 10.0, "fat": 5.0, "soft": 4.0, "bone": 20.0}
 
@@ -47,8 +49,11 @@ class RemovalLimits(BaseModel):
 
     bias: dict[str, Annotated[float, Field(ge=0)]] = Field(
         _BIAS,
-        description="Largest mean of what was removed in a tissue, HU, either sign, and 3 % of the "
-        "noise level on top; a tissue that is not named keeps its default.",
+        description="Largest mean of what was removed in a tissue, HU, either sign; a tissue that "
+        "is not named keeps its default.",
+    )
+    feigned: float = Field(
+        0.03, ge=0, description="Of the input's noise level, what is allowed of bias on top."
     )
     on_edges: float = Field(
         3.0, gt=1, description="Largest RMS on the steepest edges, over that of the whole body."
@@ -77,11 +82,17 @@ class RemovalLimits(BaseModel):
 class Removal(BaseModel):
     """What was removed from a series, in the terms of RemovalLimits; NaN where nothing is there.
 
-    `noise` is the level of the input's, HU.
+    Attributes:
+        noise: level of the input's, HU.
+        bias: mean by the tissues that the output shows, HU. Strong noise lifts pixels of the input
+            into a tissue's bin, and its removal would look like a bias.
+        taken: mean by the tissues of the input, HU: of what a model takes away, nothing is in the
+            output.
     """
 
     noise: float
     bias: dict[str, float]
+    taken: dict[str, float]
     on_edges: float
     structure: float
     frequency: float
@@ -89,11 +100,15 @@ class Removal(BaseModel):
 
     def objections(self, limits: RemovalLimits) -> list[str]:
         """Why the series must not be used, one line a reason."""
-        most = {name: allowed + FEIGNED * self.noise for name, allowed in limits.bias.items()}
+        feigned = limits.feigned * self.noise
         found = [
-            f"{self.bias[tissue]:+.1f} HU were removed from {tissue}, allowed {allowed:.1f}"
-            for tissue, allowed in most.items()
-            if abs(self.bias.get(tissue, 0.0)) > allowed
+            f"{of[tissue]:+.1f} HU were removed from {what}{tissue}, allowed {allowed + more:.3g}"
+            for what, of, more in (
+                ("", self.bias, feigned),
+                ("what was ", self.taken, BY_INPUT * feigned),
+            )
+            for tissue, allowed in limits.bias.items()
+            if abs(of.get(tissue, 0.0)) > allowed + more
         ]
         if self.on_edges > limits.on_edges:
             found.append(
@@ -125,15 +140,17 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
     slices = int(low.shape[0])
     chosen = np.unique(np.linspace(0, slices - 1, SAMPLED_SLICES).astype(int)).tolist()
 
-    def measure(z: int) -> dict[str, object]:
+    def measure(z: int) -> dict[str, Any]:
         ((before, after),) = _pairs(low, restored, [z])
         return _measure(before, after)
 
     with slice_threads(torch.device("cpu")) as threads:
         measured = list(threads.map(measure, range(slices)))
+    levels = [one["noise"] for one in measured if one["noise"] is not None]
     return Removal(
-        noise=_median(measured, "noise"),
-        bias=_bias([one["sums"] for one in measured]),
+        noise=float(np.median(levels)) if levels else 0.0,
+        bias=_bias([one["after"] for one in measured]),
+        taken=_bias([one["before"] for one in measured]),
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
         frequency=_frequency(low, restored, chosen) / mean_frequency(noise_power(low)),
@@ -177,39 +194,26 @@ def _pairs(low: HuVolume, restored: HuVolume, chosen: list[int]) -> Iterator[tup
         )
 
 
-def _measure(low: Tensor, restored: Tensor) -> dict[str, object]:
+def _measure(low: Tensor, restored: Tensor) -> dict[str, Any]:
     """What was removed from one slice, (1, rows, columns); sums over masks, which are faster."""
     removed = low - restored
     # Of the input: a body that the model took away would be missed in the output.
     body = find_body(low)
     if not body.any():
-        return {"noise": 0.0, "sums": {}, "on_edges": 1.0, "structure": 0.0, "amount": 1.0}
-    regions = {"body": body} | _tissues(low, restored, body)
+        nothing: dict[str, Any] = {"noise": None, "before": {}, "after": {}}
+        return nothing | {"on_edges": 1.0, "structure": 0.0, "amount": 1.0}
+    smooth = box_mean(F.pad(low[:, None], (2, 2, 2, 2), mode="replicate"), 5)[:, 0]
     squares = removed.square()
     rms = max(_mean(squares, body), 1e-12) ** 0.5
     edges = _mean(squares, find_edges(gradient(low), body)) ** 0.5
     noise = float(noise_level(low)[0])
     return {
         "noise": noise,
-        "sums": {name: _sum(removed, mask) for name, mask in regions.items()},
+        "before": _sums(removed, body, find_tissues(smooth, body)),
+        "after": _sums(removed, body, find_tissues(restored, body)),
         "on_edges": 1.0 if math.isnan(edges) else edges / rms,
         "structure": _structure(removed, body),
         "amount": rms / noise,
-    }
-
-
-def _tissues(low: Tensor, restored: Tensor, body: Tensor) -> dict[str, Tensor]:
-    """Tissues as the output shows them, but for those of which it lacks half of the input's.
-
-    Strong noise lifts pixels into a tissue's bin, and its removal would look like a bias; what the
-    model took away is not in the output.
-    """
-    around = F.pad(low[:, None], (AVERAGED // 2,) * 4, mode="replicate")
-    smooth = box_mean(around, AVERAGED)[:, 0]
-    before, after = find_tissues(smooth, body), find_tissues(restored, body)
-    return {
-        name: after[name] if after[name].sum() > before[name].sum() / 2 else before[name]
-        for name in before
     }
 
 
@@ -239,6 +243,13 @@ def _mean(x: Tensor, mask: Tensor) -> float:
     return total / pixels if pixels else math.nan
 
 
+def _sums(
+    removed: Tensor, body: Tensor, tissues: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    regions = {"body": body} | tissues
+    return {name: _sum(removed, mask) for name, mask in regions.items()}
+
+
 def _bias(sums: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     """Of each tissue the mean of what was removed from all slices, where there is enough of it."""
     total = {region: np.zeros(2) for region in ("body", *TISSUES)}
@@ -253,5 +264,5 @@ def _bias(sums: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     }
 
 
-def _median(measured: list[dict[str, object]], name: str) -> float:
+def _median(measured: list[dict[str, Any]], name: str) -> float:
     return float(np.median([one[name] for one in measured]))

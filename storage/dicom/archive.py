@@ -118,13 +118,12 @@ class Destination:
             and len(list(self.final.glob("*.dcm"))) == record.instances
         )
 
-    def quarantined(self, asked: SeriesRecord) -> SeriesRecord | None:
-        """Why the series, of this source and judged by these limits and this code, is not used."""
+    def quarantined(self, source: str, limits: str) -> SeriesRecord | None:
+        """Why the series, made of this source and judged by these limits, must not be used."""
         record = self.record()
         if record is None or not record.quarantined:
             return None
-        judged, asked_for = ((one.source, one.limits, one.software) for one in (record, asked))
-        return record if judged == asked_for else None
+        return record if (record.source, record.limits) == (source, limits) else None
 
     @contextmanager
     def begin(self, record: SeriesRecord) -> Iterator[SeriesRecord]:

@@ -211,6 +211,31 @@ def test_full_dose_is_shown_where_the_delivery_or_the_dataset_has_it(home, serie
     assert np.array_equal(np.asarray(show(str(of_low), "starter")), np.asarray(picture))
 
 
+def test_full_dose_of_another_patient_or_another_kernel_is_not_shown(series, tmp_path):
+    def write(folder: str, patient: str, name: str, hu: np.ndarray, **also: str) -> Path:
+        attributes = {"StudyInstanceUID": "", "ConvolutionKernel": "B30f"} | also
+        return series(patient, name, hu=hu, attributes=attributes).write(tmp_path / folder)
+
+    def width(low: Path, name: str) -> int:
+        (row,) = denoise(str(low), str(tmp_path / name), ASKED).series
+        picture = show(f"{row.folder}/0002.dcm", "starter")
+        return picture.size[0] // ROWS
+
+    low = write("a/low", "P1", "Low Dose Images", noisy(25, 4))
+    write("a/full", "P2", "Full Dose Images", noisy(10, 5))
+    assert width(low, "of-a") == 3
+    study, wanted = {"StudyInstanceUID": "1.2.3"}, noisy(10, 7)
+    low = write("b/low", "P1", "Low Dose Images", noisy(25, 6), **study)
+    write("b/full", "P1", "Full Dose sharp", noisy(40, 8), ConvolutionKernel="B70f", **study)
+    write("b/z", "P1", "Full Dose soft", wanted, **study)
+    (tmp_path / "b/z/.DS_Store").write_bytes(b"no image")
+    assert width(low, "of-b") == 4
+    (row,) = denoise(str(low), str(tmp_path / "of-b"), ASKED).series
+    third = np.asarray(show(f"{row.folder}/0002.dcm", "starter"))[CAPTION:, 2 * ROWS : 3 * ROWS]
+    shown = window(torch.from_numpy(wanted[1].astype(np.float32)), window_of("abdomen")) * 255
+    assert np.array_equal(third, shown.numpy().astype(np.uint8))
+
+
 def test_a_patient_is_shown_with_full_dose(made, pair, tmp_path):
     pair(tmp_path, "L002", slices=4, matrix=(48, 56), seed=7)
     ingest(str(tmp_path), "tiny")
