@@ -20,6 +20,7 @@ documents: $(VENV)/installed
 # The collections of HQINET_REAL_DATA, dropped into the inboxes of a home whose services run: a
 # champion, a second verdict and a restored series though nobody types; a quarter of an hour.
 department: $(VENV)/installed
+	@test -d "$(HQINET_REAL_DATA)" || { echo "set HQINET_REAL_DATA to a folder of real CT"; exit 1; }
 	$(BIN)/python -m pytest -m department
 
 lint: $(VENV)/installed

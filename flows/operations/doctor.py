@@ -339,24 +339,39 @@ def outbox(home: Path) -> Check:
 
 def chain(home: Path) -> Check:
     """All of prefect.yaml is on Prefect's server, with its schedules and triggers at work."""
-    url = _servers(home).get("prefect")
-    if url is None:
-        return Check(name="chain", outcome="note", found="services are down")
-    with api.client(url, TIMEOUT) as client:
-        there = client.post("/deployments/filter", json={}).raise_for_status().json()
-        automations = client.post("/automations/filter", json={}).raise_for_status().json()
     # They import Prefect, which takes seconds.
     from flows.operations.deployment import TAG, declared  # noqa: PLC0415
 
-    if not any(TAG in row["tags"] for row in there):
-        return Check(name="chain", outcome="note", found=f"nothing is deployed at {url}")
+    ours = {"deployments": {"tags": {"all_": [TAG]}}}
+    there = _asked_of_prefect(home, "/deployments/filter", ours)
+    if there is None:
+        return Check(name="chain", outcome="note", found="no server of Prefect's answers")
+    automations = _asked_of_prefect(home, "/automations/filter", {}) or []
+    known = services.read(home)
+    if not there and (known is None or not known.is_up):
+        return Check(name="chain", outcome="note", found="nothing is deployed there")
     broken = {row["name"]: why for row in declared() if (why := _broken(row, there, automations))}
     return Check(
         name="chain",
         outcome="failure" if broken else "ok",
         found="; ".join(f"{name}: {why}" for name, why in broken.items()) or "all deployed",
-        advice="turn it on on Prefect's page, or `hqinet down` and `hqinet up`" if broken else "",
+        advice="turn it on on Prefect's page, or start the services again, which deploys all"
+        if broken
+        else "",
     )
+
+
+def _asked_of_prefect(home: Path, path: str, body: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What Prefect's server says, the one that is named or that of the services; None without."""
+    url = _servers(home).get("prefect")
+    if url is None:
+        return None
+    try:
+        with api.client(url, TIMEOUT) as client:
+            return client.post(path, json=body).raise_for_status().json()
+    except httpx.TransportError:
+        # The check of the servers says so.
+        return None
 
 
 def _broken(
@@ -380,11 +395,10 @@ def operator(home: Path) -> Check:
     if not Settings().services.webhook:
         advice = "set HQINET_SERVICES__WEBHOOK before `hqinet up`"
         return Check(name="operator", outcome="note", found="nobody is told", advice=advice)
-    url = _servers(home).get("prefect")
-    if url is None:
-        return Check(name="operator", outcome="note", found="services are down", advice="")
-    with api.client(url, TIMEOUT) as client:
-        rows = client.post("/automations/filter", json={}).raise_for_status().json()
+    rows = _asked_of_prefect(home, "/automations/filter", {})
+    if rows is None:
+        found = "no server of Prefect's answers"
+        return Check(name="operator", outcome="note", found=found, advice="")
     # It imports Prefect, which takes seconds.
     from flows.operations.automations import notifications  # noqa: PLC0415
 

@@ -9,8 +9,11 @@ import shutil
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pydicom
 import pytest
+
+from storage.dicom.statement import read_statement
 
 pytestmark = [pytest.mark.real, pytest.mark.department, pytest.mark.timeout(1800)]
 ENDS = {"promoted": "Completed", "refused": "Refused"}
@@ -60,10 +63,24 @@ def test_a_low_dose_series_is_restored_by_that_champion(hurried, champion, real_
     (folder,) = hurried.wait(named, 300, "a derived series")
     images = [pydicom.dcmread(file, stop_before_pixels=True) for file in folder.iterdir()]
     assert len(images) == len(list(source.iterdir()))
+    derived = folder / "0024.dcm"
+    assert grain(derived) < 0.8 * grain(_source_of(derived, source))
     assert all("model 1" in image.DerivationDescription for image in images)
     told = json.loads(hurried.command("explain", images[0].filename, "--json").stdout)
     assert told["verdict"]["verdict"] == "promoted"
     assert known in told["training_patients"]
+
+
+def grain(file: Path) -> float:
+    """How much neighbouring pixels differ: less where there is less noise."""
+    return float(np.abs(np.diff(pydicom.dcmread(file).pixel_array.astype(int))).mean())
+
+
+def _source_of(derived: Path, folder: Path) -> Path:
+    """The file of a series that an instance was made from."""
+    wanted = read_statement(derived).source_instance
+    headers = ((file, pydicom.dcmread(file, stop_before_pixels=True)) for file in folder.iterdir())
+    return next(file for file, header in headers if header.SOPInstanceUID == wanted)
 
 
 @pytest.fixture(scope="module")
@@ -82,4 +99,13 @@ def test_the_second_collection_becomes_a_commit_a_training_and_a_verdict(hurried
     shown = hurried.command.json("dataset", "show")
     assert (shown["commit"], len(shown["patients"])) == (3, 12)
     # Nights without news begin no training.
+    before = looks(hurried)
+    hurried.wait(lambda: looks(hurried) > before + 1, 200, "two more looks at the inbox")
     assert len(hurried.runs("train-on-commit")) == 2
+
+
+def looks(department) -> int:
+    """How often the inbox was looked at."""
+    wanted = {"state": {"type": {"any_": ["COMPLETED"]}}}
+    of = {"name": {"any_": ["ingest-inbox"]}}
+    return len(department.post("flow_runs/filter", deployments=of, flow_runs=wanted))
