@@ -42,7 +42,6 @@ STAND_INS = {
     # The services are not ended where the next block would only start them again.
     "# the rest happens: commit, model, report, verdict\nhqinet status\nhqinet down": "",
     "hqinet down        # runs": "# runs",
-    "scan .\nhqinet up": "scan .",
     "HQINET_HOME=/srv/ct hqinet": "HQINET_HOME={folder}/new/ct-home hqinet",
     "new:/srv/ct": "{folder}/new/ct-home",
     "/srv/ct": "{folder}/ct-home",
