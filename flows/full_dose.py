@@ -35,6 +35,7 @@ def full_dose_of(
     """
     # What was unpacked lies beside nothing that came with it.
     beside = _delivered_beside(source, series.study) if source.is_dir() else ()
+    # A picture is worth showing without it: what cannot be read keeps nobody from the rest.
     with suppress(OSError, Refusal):
         full = _of_delivery(found, series, at, chain(delivered, beside))
         if full is not None:

@@ -149,8 +149,8 @@ def judge_removal(low: HuVolume, restored: HuVolume) -> Removal:
     levels = [one["noise"] for one in measured if one["noise"] is not None]
     return Removal(
         noise=float(np.median(levels)) if levels else 0.0,
-        bias=_bias([one["after"] for one in measured]),
-        taken=_bias([one["before"] for one in measured]),
+        bias=_bias(measured, "after"),
+        taken=_bias(measured, "before"),
         on_edges=_median(measured, "on_edges"),
         structure=max(one["structure"] for one in measured),
         frequency=_frequency(low, restored, chosen) / mean_frequency(noise_power(low)),
@@ -200,7 +200,7 @@ def _measure(low: Tensor, restored: Tensor) -> dict[str, Any]:
     # Of the input: a body that the model took away would be missed in the output.
     body = find_body(low)
     if not body.any():
-        nothing: dict[str, Any] = {"noise": None, "before": {}, "after": {}}
+        nothing: dict[str, Any] = {"noise": None, "pixels": 0, "before": {}, "after": {}}
         return nothing | {"on_edges": 1.0, "structure": 0.0, "amount": 1.0}
     smooth = box_mean(F.pad(low[:, None], (2, 2, 2, 2), mode="replicate"), 5)[:, 0]
     squares = removed.square()
@@ -209,8 +209,9 @@ def _measure(low: Tensor, restored: Tensor) -> dict[str, Any]:
     noise = float(noise_level(low)[0])
     return {
         "noise": noise,
-        "before": _sums(removed, body, find_tissues(smooth, body)),
-        "after": _sums(removed, body, find_tissues(restored, body)),
+        "pixels": int(body.sum()),
+        "before": _sums(removed, find_tissues(smooth, body)),
+        "after": _sums(removed, find_tissues(restored, body)),
         "on_edges": 1.0 if math.isnan(edges) else edges / rms,
         "structure": _structure(removed, body),
         "amount": rms / noise,
@@ -243,20 +244,17 @@ def _mean(x: Tensor, mask: Tensor) -> float:
     return total / pixels if pixels else math.nan
 
 
-def _sums(
-    removed: Tensor, body: Tensor, tissues: dict[str, Tensor]
-) -> dict[str, tuple[float, float]]:
-    regions = {"body": body} | tissues
-    return {name: _sum(removed, mask) for name, mask in regions.items()}
+def _sums(removed: Tensor, tissues: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    return {name: _sum(removed, mask) for name, mask in tissues.items()}
 
 
-def _bias(sums: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+def _bias(measured: list[dict[str, Any]], tissues: str) -> dict[str, float]:
     """Of each tissue the mean of what was removed from all slices, where there is enough of it."""
-    total = {region: np.zeros(2) for region in ("body", *TISSUES)}
-    for one in sums:
-        for region, found in one.items():
-            total[region] += found
-    _, body = total.pop("body")
+    total = {name: np.zeros(2) for name in TISSUES}
+    for one in measured:
+        for name, found in one[tissues].items():
+            total[name] += found
+    body = sum(one["pixels"] for one in measured)
     return {
         name: float(removed / pixels)
         for name, (removed, pixels) in total.items()
